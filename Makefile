@@ -1,0 +1,64 @@
+# `make` lists the targets. Every target makes the environment first, once.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help serve test site outputs mutants bench reference lock clean
+
+TORCH ?= torch==2.13.0
+PYTHON ?= $(firstword $(shell command -v python3.13 python3.12 python3.11 python3))
+export NO_MKDOCS_2_WARNING := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Two torch processes with two threads each on two cores are thirty times slower.
+export OMP_NUM_THREADS := 1
+
+python := .venv/bin/python
+# PAGE=attention/multi-head: this page and the tests of its snippet.
+pages = $(if $(PAGE),docs/$(PAGE).md $(wildcard tests/$(subst -,_,$(dir $(PAGE)))test_$(subst -,_,$(notdir $(PAGE))).py))
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+serve: .venv/installed ## serve the site on localhost, reloading on every change
+	$(python) -m mkdocs serve --livereload
+
+test: .venv/installed ## run every test and every block (PAGE=attention/multi-head for one page)
+	$(python) -m pytest $(pages)
+
+site: test ## the tests, then the strict build and the gate on its HTML
+	$(python) -m mkdocs build --strict --clean --quiet
+	$(python) -m tools.gate site
+	$(python) -m pytest -q tests/site --every-page
+
+outputs: .venv/installed ## rewrite the outputs and figures that the pages show (PAGE=…)
+	$(python) -m pytest -q --write-outputs $(if $(PAGE),docs/$(PAGE).md,docs)
+
+mutants: .venv/installed ## break every snippet, see the tests turn red (PAGE=attention/multi-head, or a chapter)
+	$(python) -m tools.mutants $(PAGE)
+
+bench: .venv/installed ## time the tests, the build and the weight of the pages
+	$(python) -m tools.bench
+
+reference: .venv/installed ## install the heavy reference libraries that the tests compare with
+	.venv/bin/pip install --quiet --require-hashes -r requirements-reference.txt
+
+lock: .venv/installed ## solve the dependency groups of pyproject.toml anew
+	.venv/bin/pip install --quiet uv
+	lock() { .venv/bin/uv pip compile --quiet --universal --python-version 3.11.5 --generate-hashes --custom-compile-command "make lock" "$$@"; }; \
+	lock --group site --group test --group torch-needs -o requirements.txt; \
+	lock --group reference -c requirements.txt -o requirements-reference.txt
+
+clean: ## remove the environment and everything made
+	rm -rf .venv .cache site mutants .coverage .pytest_cache .ruff_cache
+
+# PyTorch's CPU build: from a local wheel folder where pip has one, from PyPI on a Mac,
+# else from PyTorch's own index. PyPI's Linux build brings gigabytes of CUDA.
+cpu_index := $(if $(or $(PIP_FIND_LINKS),$(filter Darwin,$(shell uname))),,--extra-index-url https://download.pytorch.org/whl/cpu)
+
+.venv/installed: requirements.txt Makefile
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11, 5))' || \
+	  { echo "Python 3.11.5 or newer with venv is needed (PYTHON=/path/to/python3 to name one)"; exit 1; }
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv: about a minute, once."
+	@.venv/bin/pip install --quiet --require-hashes -r requirements.txt
+	@.venv/bin/pip install --quiet $(cpu_index) "$(TORCH)"
+	@touch $@

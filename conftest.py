@@ -1,0 +1,1 @@
+pytest_plugins = ["tools.pages"]  # every block of every page is a test

@@ -1,0 +1,208 @@
+"""Figures: SVG drawn by the page's own code, in one hand.
+
+A fence such as
+
+    ```figure name="dot-product/scale" alt="What a reader who can't see it needs."
+    axes = canvas(420, 220)
+    axes.plot(widths, entropies, color=COLORS[0])
+    ```
+
+runs after the blocks above it and can use their names. The tests compare what it draws
+with the stored SVG, as they compare outputs; `make outputs` stores it. The site takes
+the stored one, so a build needs neither torch nor matplotlib.
+"""
+
+import re
+from pathlib import Path
+
+from pymdownx.superfences import SuperFencesException
+
+FOLDER = Path("docs/assets/figures")
+
+# matplotlib is given these colours; the SVG gets the site's own variables for them.
+INK, FAINT, PAPER = "#010101", "#020202", "#030303"
+COLORS = ["#040401", "#040402", "#040403", "#040404", "#040405"]
+_VARIABLES = {INK: "ink", FAINT: "faint", PAPER: "paper"} | {
+    color: str(n) for n, color in enumerate(COLORS, 1)
+}
+DASHES = ["-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)), (0, (2, 1))]
+
+
+def path(root: Path, options: dict) -> Path:
+    return root / FOLDER / f"{options['name']}.svg"
+
+
+def same(stored: Path, drawn: str) -> bool:
+    """Equal but for the last digit of a coordinate, which differs between processors."""
+    if not stored.exists():
+        return False
+    number = re.compile(r"(?<![#\w-])-?\d+\.?\d*")
+    old = stored.read_text(encoding="utf-8")
+    if number.sub("0", old) != number.sub("0", drawn):
+        return False
+    pairs = zip(number.findall(old), number.findall(drawn), strict=True)
+    return all(abs(float(a) - float(b)) <= 0.2 for a, b in pairs)
+
+
+def draw(program, block) -> str:
+    """Run a figure's code in its page's program and return the SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    with matplotlib.rc_context(_style()):
+        try:
+            program.run(block, _tools(plt))
+            if len(plt.get_fignums()) != 1:
+                raise ValueError("a figure block calls canvas() once")
+            return _svg(plt.gcf(), block.fence.options["name"])
+        finally:
+            plt.close("all")
+
+
+def _style() -> dict:
+    return {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "",
+        "font.size": 11,
+        "axes.edgecolor": FAINT,
+        "axes.labelcolor": INK,
+        "axes.linewidth": 1,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.labelsize": 11,
+        "text.color": INK,
+        "xtick.color": FAINT,
+        "ytick.color": FAINT,
+        "xtick.labelcolor": INK,
+        "ytick.labelcolor": INK,
+        "legend.frameon": False,
+        "lines.linewidth": 2,
+        "figure.constrained_layout.use": True,
+    }
+
+
+def _tools(plt) -> dict:
+    """The names that a figure block finds beside those of its page."""
+
+    def canvas(width: float, height: float, columns: int = 1, **options):
+        """Axes of a size in CSS pixels; several side by side with `columns`."""
+        size = (width / 72, height / 72)
+        _, axes = plt.subplots(1, columns, figsize=size, **options)
+        return axes
+
+    def heatmap(axes, values, rows=None, columns=None, color=COLORS[0], hidden=None):
+        """Cells as dark as their value; numbers where they fit; a dot where hidden."""
+        values = values.detach().tolist() if hasattr(values, "detach") else values
+        top = max(max(map(abs, row)) for row in values) or 1.0
+        for i, row in enumerate(values):
+            for j, value in enumerate(row):
+                shade = plt.Rectangle(
+                    (j - 0.5, i - 0.5), 1, 1, ec=PAPER, lw=0.5,
+                    fc=color if value >= 0 else COLORS[1], alpha=abs(value) / top,
+                )  # fmt: skip
+                axes.add_patch(shade)
+                if hidden is not None and hidden[i][j]:
+                    axes.text(j, i, "·", ha="center", va="center", color=FAINT)
+        axes.set_xlim(-0.5, len(values[0]) - 0.5)
+        axes.set_ylim(len(values) - 0.5, -0.5)
+        axes.set_aspect("equal" if len(values) == len(values[0]) else "auto")
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        if columns is not None:
+            axes.set_xticks(range(len(columns)), columns)
+            axes.xaxis.tick_top()
+        if rows is not None:
+            axes.set_yticks(range(len(rows)), rows)
+
+    def diagram(width: float, height: float):
+        """Empty axes measured in CSS pixels from the top left, for box and arrow."""
+        axes = canvas(width, height)
+        axes.set(xlim=(0, width), ylim=(height, 0))
+        axes.axis("off")
+        axes.set_position((0, 0, 1, 1))
+        axes.figure.set_layout_engine("none")
+        return axes
+
+    def box(axes, x, y, width, height, text, color=FAINT, fill=0.0):
+        """A labelled box around its centre (x, y)."""
+        corner = (x - width / 2, y - height / 2)
+        for alpha, edge, face in ((fill, "none", color), (1, color, "none")):
+            if alpha:
+                axes.add_patch(
+                    plt.Rectangle(
+                        corner, width, height, ec=edge, fc=face, alpha=alpha, lw=1.5
+                    )
+                )
+        axes.text(x, y, text, ha="center", va="center")
+
+    def arrow(axes, *points, color=INK):
+        """A line through the points with a head at the last."""
+        xs, ys = zip(*points, strict=True)
+        axes.plot(xs[:-1], ys[:-1], color=color, lw=1.2)
+        axes.annotate(
+            "", points[-1], points[-2],
+            arrowprops={
+                "arrowstyle": "-|>", "color": color, "lw": 1.2,
+                "shrinkA": 0, "shrinkB": 0, "mutation_scale": 9,
+            },
+        )  # fmt: skip
+
+    return {
+        "INK": INK, "FAINT": FAINT, "PAPER": PAPER, "COLORS": COLORS, "DASHES": DASHES,
+        "canvas": canvas, "heatmap": heatmap, "diagram": diagram, "box": box,
+        "arrow": arrow,
+    }  # fmt: skip
+
+
+def _svg(figure, name: str) -> str:
+    """matplotlib's SVG, fit to stand in a page: no styles, ids or metadata of its own."""
+    import io
+
+    out = io.StringIO()
+    figure.savefig(out, format="svg", transparent=True)
+    width, height = (round(72 * inches) for inches in figure.get_size_inches())
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.S)
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.S)
+    svg = re.sub(r"<svg[^>]*>", f'<svg viewBox="0 0 {width} {height}" '
+                 f'style="max-width: {width}px">', svg, count=1)  # fmt: skip
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, f"var(--figure-{variable})")
+    svg = re.sub(r"font: (\d+)px [^;\"]*", r"font-size: \1px", svg)
+    svg = re.sub(r"\d+\.\d{2,}", lambda m: f"{float(m[0]):.1f}", svg)
+    prefix = name.replace("/", "-")
+    svg = re.sub(r'\bid="(?!' + prefix + ")", f'id="{prefix}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", svg)
+    svg = svg.replace("xlink:href", "href")
+    used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg))
+    names = {part for pair in used for part in pair if part}
+    svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in names else "", svg)
+    svg = re.sub(r"<defs>\s*</defs>", "", svg)
+    return re.sub(r"\n\s*", "\n", svg).strip() + "\n"
+
+
+def validate(language, inputs, options, attrs, md) -> bool:
+    """Every figure has a name and a text alternative."""
+    if not inputs.get("name") or not inputs.get("alt"):
+        raise SuperFencesException(f"a figure needs name= and alt=, got {inputs}")
+    options.update(inputs)
+    return True
+
+
+def fence(source, language, css_class, options, md, **kwargs) -> str:
+    """The stored drawing, in the page."""
+    from tools.blocks import digest
+
+    stored = path(Path(), options)
+    if not stored.exists():
+        raise SuperFencesException(f"{stored} is not drawn yet: make outputs")
+    alt = options["alt"].replace("&", "&amp;").replace('"', "&quot;")
+    svg = stored.read_text(encoding="utf-8")
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
+    caption = options.get("caption")
+    below = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return f'<figure data-code="{digest(source)}">{svg}{below}</figure>'

@@ -1,0 +1,26 @@
+"""MkDocs hooks, as thin as can be: files to download, and the stamp of each page."""
+
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+from tools import ledger
+
+
+def on_files(files, config):
+    """Offer every snippet for download, under its own path."""
+    for path in sorted(Path("snippets").rglob("*.py")):
+        name = path.as_posix()
+        files.append(File.generated(config, name, abs_src_path=str(path.resolve())))
+    return files
+
+
+def on_page_context(context, page, config, nav):
+    """What the template can't know: the page's snippet, and its last run."""
+    source = f"docs/{page.file.src_uri}"
+    snippet = (
+        "snippets/" + page.file.src_uri.removesuffix(".md").replace("-", "_") + ".py"
+    )
+    context["snippet"] = snippet if Path(snippet).exists() else None
+    context["stamp"] = ledger.stamp(source)
+    return context

@@ -1,0 +1,224 @@
+"""A pytest plugin: every block of every page is a test.
+
+It builds on pytest-codeblocks, whose comments say what to do with a block, and makes
+up for what that lacks: see blocks.py for what a block is and program.py for how a page
+runs. `--write-outputs` rewrites the shown outputs and figures instead of comparing.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from _pytest.assertion.rewrite import rewrite_asserts
+from mkdocs.utils.meta import get_data
+from pytest_codeblocks import plugin as codeblocks
+
+from tools import ledger
+from tools.blocks import Block, Scanner, digest
+from tools.program import Program
+
+TIME_LIMIT = 30  # seconds a block; a page may ask for another in its front matter
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--write-outputs",
+        action="store_true",
+        help="rewrite the outputs and figures that the pages show",
+    )
+
+
+def pytest_configure(config):
+    config.stash[_RUN] = Run(config)
+    config.pluginmanager.register(config.stash[_RUN])
+
+
+def pytest_collect_file(file_path, parent):
+    docs = parent.config.rootpath / "docs"
+    if file_path.suffix == ".md" and docs in file_path.parents:
+        return Page.from_parent(parent, path=file_path)
+
+
+class Page(codeblocks.MarkdownFile):
+    """A page of the site: one program."""
+
+    def collect(self):
+        root = self.config.rootpath
+        self.page = self.path.relative_to(root).as_posix()
+        blocks = Scanner.of(root / "mkdocs.yml").blocks(self.path)
+        meta = get_data(self.path.read_text(encoding="utf-8-sig"))[1]
+        self.items = []
+        for n, block in enumerate(blocks):
+            name = f"line {block.fence.opening[1]}"
+            item = PageBlock.from_parent(self, name=name, obj=block)
+            item.number = n
+            item.add_marker(pytest.mark.timeout(meta.get("time_limit", TIME_LIMIT)))
+            for mark in block.marks:
+                item.add_marker(eval(mark, {"pytest": pytest}))
+            self.items.append(item)
+        self.config.stash[_RUN].pages[self.page] = self
+        return self.items
+
+    def setup(self):
+        self.program = Program(
+            self.page,
+            lambda tree, source, name: rewrite_asserts(tree, source, name, self.config),
+        )
+        self.isolation = self.program.isolated()
+        self.isolation.__enter__()
+        self.done = 0
+        self.broken_at: PageBlock | None = None
+
+    def teardown(self):
+        self.isolation.__exit__(None, None, None)
+
+
+class PageBlock(codeblocks.TestBlock):
+    parent: Page
+    obj: Block
+    number: int
+
+    def runtest(self):
+        page = self.parent
+        if page.broken_at and page.broken_at is not self:
+            pytest.skip(f"not run: the block at {page.broken_at.name} failed")
+        try:
+            # One block picked by hand still needs the ones before it.
+            while page.done < self.number:
+                page.items[page.done].execute()
+                page.done += 1
+            page.done += 1
+            self.execute()
+        except (Exception, pytest.fail.Exception):
+            page.broken_at = self
+            raise
+
+    def execute(self) -> None:
+        if self.obj.importorskip:
+            pytest.importorskip(self.obj.importorskip)
+        if self.obj.fence.language == "figure":
+            from tools import figures
+
+            drawn = figures.draw(self.parent.program, self.obj)
+            stored = figures.path(self.config.rootpath, self.obj.fence.options)
+            if self.config.option.write_outputs:
+                stored.parent.mkdir(parents=True, exist_ok=True)
+                if not figures.same(stored, drawn):
+                    stored.write_text(drawn)
+            elif not figures.same(stored, drawn):
+                raise Stale(f"{stored.name} is not what this block draws now")
+        else:
+            self.compare(self.parent.program.run(self.obj))
+
+    def compare(self, printed: str) -> None:
+        shown = self.obj.shown.code if self.obj.shown else ""
+        space = r"\s+" if self.obj.ignore_whitespace else r"[ \t]+(?=\n)"
+        if re.sub(space, "", printed) == re.sub(space, "", shown):
+            return
+        if self.config.option.write_outputs:
+            self.config.stash[_RUN].outputs.append((self, printed))
+        elif not shown:
+            raise Stale(f"the block prints, and the page does not show it:\n{printed}")
+        else:
+            raise Stale(f"the page shows\n{shown}but the block prints\n{printed}")
+
+    def repr_failure(self, excinfo):
+        if excinfo.errisinstance((Stale, pytest.fail.Exception)):
+            file, line = self.obj.fence.opening
+            return f"{file}:{line}: {excinfo.value} (make outputs rewrites it)"
+        return self.parent.program.explain(excinfo.value)
+
+    def reportinfo(self):
+        return self.path, self.obj.fence.opening[1] - 1, f"{self.parent.page}"
+
+
+class Stale(Exception):
+    """What the page shows is not what its block gives."""
+
+
+class Run:
+    """What this run of pytest learns, written down at its end."""
+
+    def __init__(self, config):
+        self.config = config
+        self.pages: dict[str, Page] = {}
+        self.outcomes: dict[str, str] = {}
+        self.comparisons: dict[str, list[dict]] = {}
+        self.outputs: list[tuple[PageBlock, str]] = []
+
+    def pytest_runtest_logreport(self, report):
+        known = self.outcomes.get(report.nodeid, "passed")
+        self.outcomes[report.nodeid] = known if report.passed else report.outcome
+        if report.when == "call" and report.passed:
+            found = [
+                value for key, value in report.user_properties if key == "compared"
+            ]
+            self.comparisons.setdefault(report.nodeid, []).extend(found)
+
+    def pytest_sessionfinish(self, session):
+        self.write_outputs()
+        pages = {}
+        for name, page in self.pages.items():
+            blocks = [
+                {
+                    "digest": item.obj.digest,
+                    "line": item.obj.fence.opening[1],
+                    "figure": item.obj.fence.language == "figure",
+                    "outcome": self.outcomes.get(item.nodeid, "not run"),
+                    "shown": digest(item.obj.shown.code) if item.obj.shown else None,
+                }
+                for item in page.items
+            ]
+            if all(block["outcome"] != "not run" for block in blocks):
+                source = ledger.source_digest(page.path)
+                pages[name] = {"source": source, "blocks": blocks}
+        compared = {}
+        for node, found in self.comparisons.items():
+            file = node.split("::")[0]
+            for entry in found:
+                key = f"{entry['against']} in {entry['dtype']}"
+                entries = compared.setdefault(file, {})
+                best = entries.setdefault(key, {**entry, "times": 0})
+                best["times"] += 1
+                best["difference"] = max(best["difference"], entry["difference"])
+        root = self.config.rootpath
+        ledger.write(root, pages, compared, torch.__version__)
+
+    def write_outputs(self) -> None:
+        by_file: dict[Path, list[tuple[int, int, list[str]]]] = {}
+        for item, printed in self.outputs:
+            lines = item.path.read_text().split("\n")
+            fence, shown = item.obj.fence, item.obj.shown
+            indent = re.match(r"\s*", lines[fence.opening[1] - 1])[0]
+            body = [indent + line if line else "" for line in printed.split("\n")[:-1]]
+            if shown:
+                start, stop = shown.opening[1], shown.opening[1] + len(shown.origins)
+            else:
+                start = stop = _closing_line(lines, fence) if printed else 0
+                marker = "<!--pytest-codeblocks:expected-output-->"
+                body = [
+                    "",
+                    indent + marker,
+                    "",
+                    indent + "```text",
+                    *body,
+                    indent + "```",
+                ]
+            by_file.setdefault(item.path, []).append((start, stop, body))
+        for path, edits in by_file.items():
+            lines = path.read_text().split("\n")
+            for start, stop, body in sorted(edits, reverse=True):
+                lines[start:stop] = body
+            path.write_text("\n".join(lines))
+
+
+def _closing_line(lines: list[str], fence) -> int:
+    ticks = re.search(r"`{3,}|~{3,}", lines[fence.opening[1] - 1])[0]
+    for n in range(fence.opening[1], len(lines)):
+        if lines[n].strip() == ticks:
+            return n + 1
+    raise ValueError(f"{fence.opening}: the fence is not closed in this file")
+
+
+_RUN = pytest.StashKey[Run]()
