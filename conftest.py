@@ -1,1 +1,1 @@
-pytest_plugins = ["tools.pages"]  # every block of every page is a test
+pytest_plugins = ["tools.pages", "pytester"]  # every block of every page is a test

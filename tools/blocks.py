@@ -87,6 +87,12 @@ class Line(str):
 class _Includes(SnippetPreprocessor):
     """pymdownx's preprocessor, with origins kept."""
 
+    @classmethod
+    def like(cls, other: SnippetPreprocessor) -> "_Includes":
+        made = cls.__new__(cls)
+        made.__dict__ = {**other.__dict__, "seen": set()}
+        return made
+
     def read_lines(self, path):
         name = Path(path).resolve().relative_to(Path(self.base_path[0]).resolve())
         lines = super().read_lines(path)
@@ -146,14 +152,12 @@ class Scanner:
             for n, line in enumerate(text.split("\n"), 1 + skipped)
         ]
         site = self.markdown.preprocessors["snippet"]
-        config = {key: getattr(site, key) for key in _SNIPPET_OPTIONS}
-        includes = _Includes(config, self.markdown)
-        includes.seen = set()
+        includes = _Includes.like(site)
         lines = includes.parse_snippets(lines)
         last = (name, 0)
         origins = [last := getattr(line, "origin", last) for line in lines]
         normalize = self.markdown.preprocessors["normalize_whitespace"]
-        return normalize.run(lines), origins + [last, last]
+        return normalize.run(lines), [*origins, last, last]
 
     def fences(self, page: Path) -> tuple[list[str], list[Fence]]:
         lines, origins = self.expand(page)
@@ -208,7 +212,7 @@ def runs(language: str) -> bool:
 
 
 def _comments(lines: list[str]) -> list[str]:
-    """The authors' comments to the runner; all else blank, so that lines still count."""
+    """The authors' comments to the runner; all else blank, so that lines count."""
     if any(_CONT.match(line) for line in lines):
         raise ValueError("a page is one program: `cont` has no place in it")
     return [line.strip() if _COMMENT.match(line) else "" for line in lines]
@@ -222,8 +226,3 @@ class PageError(ValueError):
 _TICKS = "`" * 24
 _COMMENT = re.compile(r"\s*<!--[-\s]*pytest(-codeblocks:|\.mark\.).*-->\s*$")
 _CONT = re.compile(r"\s*<!--[-\s]*pytest-codeblocks:\s*cont\W")
-_SNIPPET_OPTIONS = (
-    "base_path restrict_base_path encoding check_paths auto_append url_download "
-    "url_max_size url_timeout url_request_headers dedent_subsections max_retries "
-    "backoff_factor"
-).split()

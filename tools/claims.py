@@ -46,6 +46,8 @@ def judged() -> dict[str, dict]:
             if name not in known or name in found or known[name]["page"] != page:
                 raise ValueError(f"{path}: claim {name} does not belong here")
             found[name] = {"page": page, "proof": None, **yaml.safe_load(options)}
+            if found[name]["verdict"] not in SIGNS:
+                raise ValueError(f"{path}: {name} has no verdict of {list(SIGNS)}")
     return found
 
 

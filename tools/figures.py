@@ -12,6 +12,7 @@ with the stored SVG, as they compare outputs; `make outputs` stores it. The site
 the stored one, so a build needs neither torch nor matplotlib.
 """
 
+import io
 import re
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def path(root: Path, options: dict) -> Path:
 
 
 def same(stored: Path, drawn: str) -> bool:
-    """Equal but for the last digit of a coordinate, which differs between processors."""
+    """Equal but for the last digit of a coordinate: processors differ there."""
     if not stored.exists():
         return False
     number = re.compile(r"(?<![#\w-])-?\d+\.?\d*")
@@ -158,9 +159,7 @@ def _tools(plt) -> dict:
 
 
 def _svg(figure, name: str) -> str:
-    """matplotlib's SVG, fit to stand in a page: no styles, ids or metadata of its own."""
-    import io
-
+    """matplotlib's SVG, fit to stand in a page: no styles or ids of its own."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True)
     width, height = (round(72 * inches) for inches in figure.get_size_inches())

@@ -4,7 +4,6 @@ The tests write it; the site's gate and the stamps of the pages read it. It is w
 nothing as soon as a snippet, a tool or the lock changes: then its state is another.
 """
 
-import functools
 import hashlib
 import json
 from datetime import date
@@ -15,7 +14,6 @@ FILE = Path(".cache/ledger.json")
 _STATE = ["snippets/**/*.py", "tools/*.py", "tests/**/*.py", "requirements.txt"]
 
 
-@functools.cache
 def state(root: Path = ROOT) -> str:
     """A digest of all that the outcome of a block depends on, besides its page."""
     sha = hashlib.sha256()

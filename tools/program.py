@@ -96,8 +96,8 @@ class Program:
         with contextlib.ExitStack() as stack:
             after = stack.callback
             for get, set_, start in _TORCH_STATE:
-                after(set_, get())
-                set_(start)
+                after(_change, get, set_, get())
+                _change(get, set_, start)
             after(torch.set_rng_state, torch.get_rng_state())
             torch.manual_seed(0)
             after(random.setstate, random.getstate())
@@ -116,6 +116,11 @@ class Program:
 
 class EmptyBlock(Exception):
     pass
+
+
+def _change(get, set_, value) -> None:
+    if get() != value:  # some setters import half of torch
+        set_(value)
 
 
 def _restore(now, before, names) -> None:

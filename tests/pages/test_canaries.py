@@ -1,0 +1,405 @@
+"""Planted faults: each must turn its gate red, or the gate is not one."""
+
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+from mkdocs.exceptions import Abort
+
+from tools import gate, ledger
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+EXTENSIONS = CONFIG[CONFIG.index("markdown_extensions:") :]
+VALIDATION = CONFIG[CONFIG.index("validation:") : CONFIG.index("extra_css")]
+
+
+class House:
+    """A small project with the real plugin, extensions and gate."""
+
+    def __init__(self, pytester):
+        self.pytester = pytester
+        self.root = pytester.path
+        self.site = self.root / "site"
+        # MkDocs' own theme: templates are not what is tested here.
+        config = f"site_name: Canary\nsite_dir: site\n{VALIDATION}{EXTENSIONS}"
+        self.write("mkdocs.yml", config)
+        self.write("docs/index.md", "# Home\n")
+        self.write("docs/claims.yml", "[]")
+        self.write("requirements.txt", "")
+
+    def write(self, name: str, text: str) -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
+
+    def page(self, text: str) -> None:
+        self.write("docs/page.md", text)
+
+    def test(self, *options, what="docs"):
+        return self.pytester.runpytest_inprocess("-p", "tools.pages", what, *options)
+
+    def build(self) -> None:
+        build(load_config(str(self.root / "mkdocs.yml"), strict=True))
+
+    def gate(self) -> str:
+        self.build()
+        return "\n".join(gate.check(self.site, self.root))
+
+
+@pytest.fixture
+def house(pytester):
+    return House(pytester)
+
+
+SHAPES = {
+    "python": "```python\nCODE\n```\n",
+    "py": "```py\nCODE\n```\n",
+    "python3": "```python3\nCODE\n```\n",
+    "a title": '```python title="a.py"\nCODE\n```\n',
+    "highlighted lines": '```python hl_lines="1" linenums="1"\nCODE\n```\n',
+    "attributes": "```{.python .wide #here}\nCODE\n```\n",
+    "a space before the language": "``` python\nCODE\n```\n",
+    "a leading space": " ```python\n CODE\n ```\n",
+    "tildes": "~~~python\nCODE\n~~~\n",
+    "four backticks": "````python\nCODE\n````\n",
+    "a tab": '=== "Tab"\n\n    ```python\n    CODE\n    ```\n',
+    "an admonition": "!!! note\n\n    ```python\n    CODE\n    ```\n",
+    "folded details": "??? note\n\n    ```python\n    CODE\n    ```\n",
+    "a list": "1. One\n\n    ```python\n    CODE\n    ```\n",
+    "details in a list": "1. One\n\n    ??? note\n\n        ```py\n        CODE\n        ```\n",
+    "a quotation": "> ```python\n> CODE\n> ```\n",
+    "front matter": "---\ntitle: T\n---\n```python\nCODE\n```\n",
+    "an include": '```python\n--8<-- "code.py"\n```\n',
+    "an included section": '```python\n--8<-- "section.py:part"\n```\n',
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_planted_failure_is_seen_in(house, shape):
+    code = "value = 1\n\nassert value == 2, 'planted'"
+    house.write("code.py", code)
+    house.write("section.py", f"# --8<-- [start:part]\n{code}\n# --8<-- [end:part]\n")
+    house.page(_shaped(shape, code))
+    result = house.test()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*planted*", "*assert 1 == 2*"])
+    assert "did not pass: failed" in house.gate()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_sound_block_passes_the_gate_in(house, shape):
+    code = "value = 1\n\nassert value == 1"
+    house.write("code.py", code)
+    house.write("section.py", f"# --8<-- [start:part]\n{code}\n# --8<-- [end:part]\n")
+    house.page(_shaped(shape, code))
+    house.test().assert_outcomes(passed=1)
+    assert house.gate() == ""
+
+
+def _shaped(shape: str, code: str) -> str:
+    lines = []
+    for line in SHAPES[shape].split("\n"):
+        before, mark, _ = line.partition("CODE")
+        if mark:
+            lines += [(before + part).rstrip() for part in code.split("\n")]
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def test_a_failure_names_the_page_line_then_the_snippet_line(house):
+    house.write("snippets/a.py", "def divide(x):\n    return 1 / x\n")
+    house.page(
+        '# P\n\n```python\n--8<-- "snippets/a.py"\n```\n\n```python\ndivide(0)\n```\n'
+    )
+    result = house.test()
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            '*File "docs/page.md", line 8, in <module>*',
+            "*divide(0)*",
+            '*File "snippets/a.py", line 2, in divide*',
+            "*ZeroDivisionError: division by zero*",
+        ]
+    )
+
+
+def test_blocks_after_a_failing_one_count_as_not_run(house):
+    house.page("```python\nx = 1\nassert x == 2\n```\n\n```python\ny = x\n```\n")
+    result = house.test("-rs")
+    result.assert_outcomes(failed=1, skipped=1)
+    result.stdout.fnmatch_lines(["*not run: the block at line 1 failed*"])
+    assert "(line 6) did not pass: skipped" in house.gate()
+
+
+def test_a_block_picked_by_hand_runs_the_ones_before_it(house):
+    house.page("```python\nx = 1\n```\n\n```python\nassert x == 1\n```\n")
+    house.test(what="docs/page.md::line 5").assert_outcomes(passed=1)
+
+
+def test_a_skipped_block_does_not_pass_the_gate(house):
+    house.page("<!--pytest.mark.skip-->\n\n```python\nx = 1\n```\n")
+    house.test().assert_outcomes(skipped=1)
+    assert "did not pass: skipped" in house.gate()
+
+
+def test_pages_share_nothing(house):
+    spoil = """
+    ```python
+    import os, random, warnings, torch
+    torch.set_default_dtype(torch.float64); torch.set_grad_enabled(False)
+    torch.set_num_threads(2); torch.manual_seed(5); random.seed(5)
+    torch.set_printoptions(precision=1)
+    os.environ["LEAK"] = "1"; os.chdir("/"); warnings.simplefilter("ignore")
+    leak = 1
+    ```
+    """
+    sound = """
+    ```python
+    import os, random, torch, warnings
+    assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled()
+    assert torch.get_num_threads() == 1 and torch.initial_seed() == 0
+    assert "LEAK" not in os.environ and os.getcwd() != "/"
+    assert "leak" not in globals() and str(torch.tensor(1 / 3)) == "tensor(0.3333)"
+    caught = False
+    try:
+        warnings.warn("loud")
+    except UserWarning:
+        caught = True
+    assert caught
+    ```
+    """
+    house.write("docs/a.md", spoil)
+    house.write("docs/b.md", sound)
+    house.test().assert_outcomes(passed=2)
+
+
+def test_a_warning_fails_its_block(house):
+    house.page("```python\nimport warnings\nwarnings.warn('old')\n```\n")
+    result = house.test()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*UserWarning: old*"])
+
+
+def test_a_block_that_takes_too_long_fails(house):
+    house.page("---\ntime_limit: 0.3\n---\n```python\nwhile True:\n    x = 1\n```\n")
+    result = house.test()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*Timeout*"])
+
+
+@pytest.mark.parametrize("code", ["1 + 1", "# nothing", "len([])"])
+def test_a_block_that_does_nothing_fails(house, code):
+    house.page(f"```python\n{code}\n```\n")
+    result = house.test()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*prints nothing, asserts nothing, defines nothing*"])
+
+
+def test_source_and_pickles_of_what_a_page_defines_can_be_had(house):
+    house.page(
+        """
+        ```python
+        x = 1
+        ```
+
+        ```python
+        import inspect, pickle
+
+        class Point:
+            '''A point.'''
+            def __init__(self, x):
+                self.x = x
+
+        def double(x):
+            return 2 * x
+        ```
+
+        ```python
+        assert inspect.getsource(double) == "def double(x):\\n    return 2 * x\\n"
+        assert inspect.getsource(Point).startswith("class Point:\\n")
+        assert pickle.loads(pickle.dumps(Point(3))).x == 3
+        ran = False
+        if __name__ == "__main__":
+            ran = True
+        assert ran
+        ```
+        """
+    )
+    house.test().assert_outcomes(passed=3)
+
+
+OUTPUT = "<!--pytest-codeblocks:expected-output-->\n\n```text\nSHOWN\n```\n"
+
+
+def test_a_stale_output_fails_and_can_be_rewritten(house):
+    house.page("```python\nprint(1 + 1)\n```\n\n" + OUTPUT.replace("SHOWN", "3"))
+    result = house.test()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*the page shows*", "3", "*but the block prints*", "2"]
+    )
+    house.test("--write-outputs").assert_outcomes(passed=1)
+    assert "```text\n2\n```" in (house.root / "docs/page.md").read_text()
+    house.test().assert_outcomes(passed=1)
+    assert house.gate() == ""
+
+
+def test_an_output_in_a_list_is_rewritten_in_place(house):
+    text = "1. One\n\n    ```python\n    print('a')\n    print('b')\n    ```\n\nEnd.\n"
+    house.page(text)
+    house.test().assert_outcomes(failed=1)  # it prints, and nothing is shown
+    house.test("--write-outputs").assert_outcomes(passed=1)
+    house.test().assert_outcomes(passed=1)
+    written = (house.root / "docs/page.md").read_text()
+    assert "    ```text\n    a\n    b\n    ```\n\nEnd.\n" in written
+
+
+def test_an_output_edited_after_the_tests_is_caught(house):
+    house.page("```python\nprint(2)\n```\n\n" + OUTPUT.replace("SHOWN", "2"))
+    house.test().assert_outcomes(passed=1)
+    house.page("```python\nprint(2)\n```\n\n" + OUTPUT.replace("SHOWN", "3"))
+    assert "an output that was not compared: 3" in house.gate()
+
+
+def test_an_output_under_something_that_does_not_run_is_refused(house):
+    house.page("```sh\nls\n```\n\n" + OUTPUT)
+    result = house.test()
+    assert result.ret != 0
+    result.stdout.fnmatch_lines(["*an output is shown under a block that is not run*"])
+
+
+def test_a_page_is_one_program_so_cont_is_refused(house):
+    house.page(
+        "```text\na\n```\n\n<!--pytest-codeblocks:cont-->\n\n```python\n1 / 0\n```\n"
+    )
+    result = house.test()
+    assert result.ret != 0
+    result.stdout.fnmatch_lines(["*`cont` has no place*"])
+
+
+def test_a_page_edited_after_the_tests_is_caught(house):
+    house.page("```python\nx = 1\n```\n")
+    house.test()
+    house.page("```python\nx = 2\n```\n")
+    faults = house.gate()
+    assert "the block 'x = 2' was never run in this state" in faults
+    assert "line 1: ran, but the page does not show it" in faults
+
+
+def test_a_snippet_edited_after_the_tests_is_caught(house):
+    house.write("snippets/a.py", "x = 1\n")
+    house.page('```python\n--8<-- "snippets/a.py"\n```\n')
+    house.test().assert_outcomes(passed=1)
+    assert house.gate() == ""
+    house.write("snippets/a.py", "x = 2\n")
+    assert "was never run in this state" in house.gate()
+
+
+def test_a_new_lock_asks_for_a_new_run(house):
+    house.page("```python\nx = 1\n```\n")
+    house.test()
+    assert house.gate() == ""
+    house.write("requirements.txt", "torch==3\n")
+    assert "was never run in this state" in house.gate()
+
+
+@pytest.mark.parametrize("target", ["nowhere.py", "a.py:nosection"])
+def test_an_include_of_something_missing_is_red(house, target):
+    house.write("a.py", "x = 1\n")
+    house.page(f'```python\n--8<-- "{target}"\n```\n')
+    assert house.test().ret != 0
+    with pytest.raises(Exception, match="could not be"):
+        house.build()
+
+
+@pytest.mark.parametrize(
+    "page, fault",
+    [
+        ('```python\n--8<-- "a.py" \n```\n', "include"),  # a space after it
+        ('--8<--"a.py"\n', "include"),  # no space before it
+        ("```python title=a.py\nx = 1\n```\n", "fence"),  # no quotes
+        ("```python notest\nx = 1\n```\n", "fence"),
+        ("~~~python title=a.py\nx = 1\n~~~\n", "fence"),
+        ("<pre><code>x = 1</code></pre>\n", "code outside a fence"),
+        ("```pycon\n>>> 1\n1\n```\n", "prompts"),
+        ("```text\n2\n```\n", "an output that was not compared"),
+        ("```python\n```\n", "empty"),
+        ("/// nothing | C01\n    a: b\n\nText\n///\n", "a block that is not one"),
+    ],
+)
+def test_what_the_generator_swallows_is_red(house, page, fault):
+    house.write("a.py", "x = 1\n")
+    house.page("# P\n\nText.\n\n" + page)
+    house.test()
+    assert fault in house.gate()
+
+
+def test_a_wrong_formula_fails_the_build_and_is_named(house, caplog):
+    house.page(r"$$ \frac{a}{ $$")
+    with pytest.raises(Exception, match=r"formula.*frac.*is not TeX"):
+        house.build()
+    assert "page.md" in caplog.text
+
+
+@pytest.mark.parametrize("link", ["nowhere.md", "index.md#nowhere", "#nowhere"])
+def test_a_dead_link_or_anchor_fails_the_build(house, link):
+    house.page(f"# P\n\n[dead]({link})\n")
+    with pytest.raises(Abort):
+        house.build()
+
+
+def test_a_figure_is_an_output_like_any_other(house):
+    fence = '```figure name="page/a" alt="A line from 0 to VALUE."\nCODE\n```\n'
+    draw = "axes = canvas(100, 80)\naxes.plot([0, height])"
+
+    def page(height):
+        code = f"```python\nheight = {height}\n```\n\n"
+        house.page(code + fence.replace("CODE", draw).replace("VALUE", str(height)))
+
+    page(1)
+    house.test().assert_outcomes(passed=1, failed=1)  # not drawn yet
+    house.test("--write-outputs").assert_outcomes(passed=2)
+    house.test().assert_outcomes(passed=2)
+    assert house.gate() == ""
+    page(2)
+    house.test().assert_outcomes(passed=1, failed=1)
+
+
+@pytest.mark.parametrize("header", ['name="page/a"', 'alt="An alternative."'])
+def test_a_figure_without_name_or_text_alternative_is_red(house, header):
+    house.page(f"```figure {header}\naxes = canvas(100, 80)\n```\n")
+    assert house.test().ret != 0
+    with pytest.raises(Exception, match="a figure needs"):
+        house.build()
+
+
+def test_the_claims_of_a_page_must_be_judged_on_it(house):
+    claim = {"id": "C01", "page": "page", "says": "x"}
+    claims = [{"section": "S", "claims": [claim]}]
+    house.write("docs/claims.yml", yaml.safe_dump(claims))
+    house.page("---\nrequires: []\n---\n# P\n\nText.\n")
+    assert "claim C01 is not judged" in house.gate()
+    judged = "/// claim | C01\n    verdict: holds\n\nIndeed.\n///\n"
+    house.page(f"---\nrequires: []\n---\n# P\n\n{judged}")
+    assert "C01" not in house.gate()
+    house.page(f"# P\n\n{judged.replace('holds', 'maybe')}")
+    assert "a block that is not one" in house.gate()
+
+
+def test_an_unknown_formula_or_claim_word_never_reaches_a_page(house):
+    house.page("# P\n\n/// claim | C99\n    verdict: holds\n\nText.\n///\n")
+    with pytest.raises(ValueError, match="C99"):
+        house.build()
+
+
+def test_the_ledger_of_another_state_counts_for_nothing(house):
+    house.page("```python\nx = 1\n```\n")
+    house.test()
+    assert ledger.read(house.root)["pages"]
+    house.write("snippets/new.py", "")
+    assert ledger.read(house.root)["pages"] == {}

@@ -1,0 +1,105 @@
+"""Run code as it runs where it is pasted: an empty folder, torch, and nothing else.
+
+The interpreter is isolated (`python -I`) and refuses every installed package but torch,
+what torch itself needs, and what a page says it needs.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+
+_DRIVER = """
+import contextlib, importlib.abc, io, json, os, sys, tempfile, traceback
+task = json.load(sys.stdin)
+
+class Guard(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if path is None and name.partition(".")[0] in task["forbidden"]:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Guard())
+import torch
+torch.set_num_threads(1)
+
+def run(blocks):
+    printed = []
+    namespace = {"__name__": "__main__", "__builtins__": __builtins__}
+    for block in blocks:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(compile(block, "<pasted>", "exec", dont_inherit=True), namespace)
+        printed.append(out.getvalue())
+    return printed
+
+for name, blocks in task["programs"].items():
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        torch.manual_seed(1)  # not the seed of the tests: pages must set their own
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)
+            try:
+                result = {"printed": run(blocks), "error": None}
+            except BaseException:
+                result = {"printed": [], "error": traceback.format_exc()}
+            os.chdir("/")
+        print(json.dumps([name, result]), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def run(programs: dict[str, list[str]], needs: tuple[str, ...] = ()) -> dict[str, dict]:
+    """Run programs, each a list of blocks, each in a process of its own.
+
+    Returns:
+        for each program what its blocks printed, and the traceback if one failed.
+    """
+    allowed = _with_requirements({"torch", *needs})
+    forbidden = [
+        module
+        for module, owners in packages_distributions().items()
+        if not {_normal(owner) for owner in owners} & allowed
+        and module not in sys.stdlib_module_names
+    ]
+    task = {"programs": programs, "forbidden": forbidden}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-W",
+            "ignore:Failed to initialize NumPy",
+            "-c",
+            _DRIVER,
+        ],
+        input=json.dumps(task),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    results = dict(map(json.loads, done.stdout.splitlines()))
+    for name in programs:
+        results.setdefault(name, {"printed": [], "error": done.stderr or "it died"})
+    return results
+
+
+def _with_requirements(names: set[str]) -> set[str]:
+    found: set[str] = set()
+    todo = {_normal(name) for name in names}
+    while todo:
+        name = todo.pop()
+        found.add(name)
+        try:
+            needed = requires(name) or []
+        except PackageNotFoundError:
+            continue
+        for line in needed:
+            if "extra ==" not in line:
+                todo |= {_normal(re.match(r"[\w.-]+", line)[0])} - found
+    return found
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,0 +1,149 @@
+"""The last gate: hold the finished HTML against the ledger of the tests.
+
+    python -m tools.gate site
+
+It trusts nothing but the HTML. Every Python block in it must have run green in this
+very state of the project, every shown output must have been compared, every figure
+drawn; and what the generator lets pass in silence must not be there.
+"""
+
+import sys
+from pathlib import Path
+
+from bs4 import BeautifulSoup
+from mkdocs.utils.meta import get_data
+
+from tools import claims, ledger
+from tools.blocks import digest, is_python
+
+LEFTOVERS = {
+    "--8<--": "an include that was not resolved",
+    "```": "a fence that is not one",
+    "~~~": "a fence that is not one",
+    "\n/// ": "a block that is not one",
+    "Traceback (most recent call last)": "a traceback",
+    "[CLAIMS]": "the list of claims, not expanded",
+}
+
+
+def check(site: Path, root: Path = ledger.ROOT) -> list[str]:
+    """All that is wrong with a built site, a line each."""
+    known = ledger.read(root)["pages"]
+    faults = []
+    for source in sorted((root / "docs").rglob("*.md")):
+        name = source.relative_to(root).as_posix()
+        stem = source.relative_to(root / "docs").with_suffix("")
+        folder = stem.parent if stem.name == "index" else stem
+        built = site / folder / "index.html"
+        if not built.exists():
+            faults.append(f"{name}: not in the site")
+            continue
+        html = BeautifulSoup(built.read_text(encoding="utf-8"), "html.parser")
+        blocks = known.get(name, {"blocks": []})["blocks"]
+        concept = "requires" in get_data(source.read_text(encoding="utf-8-sig"))[1]
+        found = [*_census(html, blocks), *_leftovers(html)]
+        if concept:
+            found += _anatomy(html, stem.as_posix(), root)
+        faults += [f"{name}: {fault}" for fault in found]
+    return faults
+
+
+def _census(html: BeautifulSoup, blocks: list[dict]) -> list[str]:
+    """Blocks, outputs and figures: each was run, and each that was run is shown."""
+    faults = []
+    # Where the same code stands twice, the run that failed counts.
+    ran = {b["digest"]: b for b in sorted(blocks, key=_passed)[::-1]}
+    outputs = {block["shown"] for block in blocks if block["outcome"] == "passed"}
+    shown = set()
+    for box in html.select("div.highlight"):
+        code = box.select_one("pre code")
+        text = code.get_text() if code else ""
+        classes = [c for c in box["class"] if c.startswith("language-")]
+        language = "".join(classes).removeprefix("language-")
+        first = (text.strip().split("\n") or [""])[0]
+        if not text.strip():
+            faults.append("an empty block")
+        elif language in ("pycon", "ipython"):
+            faults.append(f"a block with prompts, which can't be copied: {first}")
+        elif is_python(language):
+            shown.add(digest(text))
+            faults += _outcome(ran.get(digest(text)), f"the block '{first}'")
+        elif language in ("", "text", "output") and digest(text) not in outputs:
+            faults.append(f"an output that was not compared: {first}")
+    if stray := [
+        c for c in html.select("pre code") if not c.find_parent(class_="highlight")
+    ]:
+        faults.append(f"code outside a fence: {stray[0].get_text()[:40]}")
+    for figure in html.select("figure[data-code]"):
+        shown.add(figure["data-code"])
+        faults += _outcome(ran.get(figure["data-code"]), "a figure")
+        if not figure.select_one("svg[role=img][aria-label]"):
+            faults.append("a figure without a text alternative")
+    faults += [
+        f"line {block['line']}: ran, but the page does not show it"
+        for name, block in ran.items()
+        if name not in shown
+    ]
+    return faults
+
+
+def _passed(block: dict) -> bool:
+    return block["outcome"] == "passed"
+
+
+def _outcome(block: dict | None, what: str) -> list[str]:
+    if block is None:
+        return [f"{what} was never run in this state: make test"]
+    if block["outcome"] != "passed":
+        return [f"{what} (line {block['line']}) did not pass: {block['outcome']}"]
+    return []
+
+
+def _leftovers(html: BeautifulSoup) -> list[str]:
+    faults = [f"{html.select_one('merror').get_text()}: bad TeX"] if html.merror else []
+    if html.select_one(".arithmatex"):
+        faults.append("a formula that was not rendered")
+    for code in html.select("code"):
+        if not code.find_parent("pre") and "\n" in code.get_text().strip():
+            faults.append("a fence that is not one: its header was not understood")
+    for code in html.select("pre, script, style"):
+        if "--8<--" in code.get_text() and code.name == "pre":
+            faults.append(LEFTOVERS["--8<--"])
+        code.decompose()
+    text = html.get_text()
+    return faults + [why for mark, why in LEFTOVERS.items() if mark in text]
+
+
+def _anatomy(html: BeautifulSoup, page: str, root: Path) -> list[str]:
+    """What every concept's page has, so that losing a hook can't go unseen."""
+    planned = {name for name, claim in claims.claims().items() if claim["page"] == page}
+    judged = {claim["id"].upper() for claim in html.select(".claim[id]")}
+    faults = [f"claim {name} is not judged" for name in sorted(planned - judged)]
+    for claim in html.select(".claim"):
+        words = claim.select_one(".verdict").get_text()
+        if not any(words == f"{sign} {word}" for word, sign in claims.SIGNS.items()):
+            faults.append(f"claim {claim['id']} has no verdict")
+    stamp = html.select_one("aside.stamp")
+    if stamp is None or "Not run" in stamp.get_text():
+        faults.append("no stamp of a run")
+    if not html.select_one("ul.concept"):
+        faults.append("its place among the concepts is missing")
+    snippet = f"snippets/{page.replace('-', '_')}.py"
+    links = [link["href"] for link in html.select("ul.concept a[download]")]
+    if (root / snippet).exists() and not any(link.endswith(snippet) for link in links):
+        faults.append(f"{snippet} can't be downloaded")
+    return faults
+
+
+def main(site: str) -> int:
+    faults = check(Path(site))
+    for fault in faults:
+        print(fault)
+    pages = ledger.read()["pages"].values()
+    blocks = sum(len(page["blocks"]) for page in pages)
+    print(f"gate: {len(pages)} pages, {blocks} blocks, {len(faults)} faults")
+    return bool(faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
