@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help serve test site outputs mutants bench reference lock clean
+.PHONY: help serve test site outputs mutants bench reference checkers lock clean
 
 TORCH ?= torch==2.13.0
 PYTHON ?= $(firstword $(shell command -v python3.13 python3.12 python3.11 python3))
@@ -40,6 +40,9 @@ bench: .venv/installed ## time the tests, the build and the weight of the pages
 
 reference: .venv/installed ## install the heavy reference libraries that the tests compare with
 	.venv/bin/pip install --quiet --require-hashes -r requirements-reference.txt
+
+checkers: ## install the HTML checker (needs npm; Java runs it)
+	npm install --silent --no-fund --no-audit --prefix .cache/vnu vnu-jar@26.9.27
 
 lock: .venv/installed ## solve the dependency groups of pyproject.toml anew
 	.venv/bin/pip install --quiet uv

@@ -10,7 +10,7 @@ from tools import alone
 from tools.blocks import Scanner, is_python
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted(page.relative_to(ROOT).as_posix() for page in ROOT.glob("docs/*/*.md"))
+PAGES = sorted(page.relative_to(ROOT).as_posix() for page in ROOT.glob("docs/**/*.md"))
 
 
 def blocks_of(page):
