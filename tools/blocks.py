@@ -208,7 +208,11 @@ class Scanner:
 
 
 def runs(language: str) -> bool:
-    return language == "figure" or is_python(language)
+    return language in FIGURES or is_python(language)
+
+
+# Fences that draw, and the module that knows how.
+FIGURES = {"figure": "tools.figures", "live": "tools.live"}
 
 
 def _comments(lines: list[str]) -> list[str]:

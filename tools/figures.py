@@ -12,7 +12,11 @@ with the stored SVG, as they compare outputs; `make outputs` stores it. The site
 the stored one, so a build needs neither torch nor matplotlib.
 """
 
+import array
+import base64
 import io
+import json
+import math
 import re
 from pathlib import Path
 
@@ -29,24 +33,44 @@ _VARIABLES = {INK: "ink", FAINT: "faint", PAPER: "paper"} | {
 DASHES = ["-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)), (0, (2, 1))]
 
 
-def path(root: Path, options: dict) -> Path:
-    return root / FOLDER / f"{options['name']}.svg"
-
-
 def same(stored: Path, drawn: str) -> bool:
-    """Equal but for the last digit of a coordinate: processors differ there."""
+    """Equal but for what differs between processors: the last digits of a number."""
     if not stored.exists():
         return False
-    number = re.compile(r"(?<![#\w-])-?\d+\.?\d*")
     old = stored.read_text(encoding="utf-8")
-    if number.sub("0", old) != number.sub("0", drawn):
+    if stored.suffix == ".json":
+        return _close(json.loads(old), json.loads(drawn))
+    if _NUMBER.sub("0", old) != _NUMBER.sub("0", drawn):
         return False
-    pairs = zip(number.findall(old), number.findall(drawn), strict=True)
+    pairs = zip(_NUMBER.findall(old), _NUMBER.findall(drawn), strict=True)
     return all(abs(float(a) - float(b)) <= 0.2 for a, b in pairs)
 
 
-def draw(program, block) -> str:
-    """Run a figure's code in its page's program and return the SVG."""
+_NUMBER = re.compile(r"(?<![#\w-])-?\d+\.?\d*")
+
+
+def _close(a, b) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        if a.keys() == b.keys() >= {"data", "dtype", "shape"}:
+            same_kind = (a["dtype"], a["shape"]) == (b["dtype"], b["shape"])
+            return same_kind and _close(_unpack(a), _unpack(b))
+        return a.keys() == b.keys() and all(_close(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_close, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-6)
+    return a == b
+
+
+def _unpack(tensor: dict) -> list:
+    code = {"float32": "f", "float64": "d", "int64": "q", "bool": "?"}[tensor["dtype"]]
+    return array.array(
+        code.replace("?", "b"), base64.b64decode(tensor["data"])
+    ).tolist()
+
+
+def draw(program, block) -> dict[str, str]:
+    """Run a figure's code in its page's program: what is stored, by suffix."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -57,7 +81,7 @@ def draw(program, block) -> str:
             program.run(block, _tools(plt))
             if len(plt.get_fignums()) != 1:
                 raise ValueError("a figure block calls canvas() once")
-            return _svg(plt.gcf(), block.fence.options["name"])
+            return {".svg": _svg(plt.gcf(), block.fence.options["name"])}
         finally:
             plt.close("all")
 
@@ -196,7 +220,7 @@ def fence(source, language, css_class, options, md, **kwargs) -> str:
     """The stored drawing, in the page."""
     from tools.blocks import digest
 
-    stored = path(Path(), options)
+    stored = FOLDER / f"{options['name']}.svg"
     if not stored.exists():
         raise SuperFencesException(f"{stored} is not drawn yet: make outputs")
     alt = options["alt"].replace("&", "&amp;").replace('"', "&quot;")

@@ -5,6 +5,7 @@ up for what that lacks: see blocks.py for what a block is and program.py for how
 runs. `--write-outputs` rewrites the shown outputs and figures instead of comparing.
 """
 
+import importlib
 import re
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from _pytest.assertion.rewrite import rewrite_asserts
 from mkdocs.utils.meta import get_data
 from pytest_codeblocks import plugin as codeblocks
 
-from tools import ledger
-from tools.blocks import Block, Scanner, digest
+from tools import figures, ledger
+from tools.blocks import FIGURES, Block, Scanner, digest
 from tools.program import Program
 
 TIME_LIMIT = 30  # seconds a block; a page may ask for another in its front matter
@@ -97,19 +98,23 @@ class PageBlock(codeblocks.TestBlock):
     def execute(self) -> None:
         if self.obj.importorskip:
             pytest.importorskip(self.obj.importorskip)
-        if self.obj.fence.language == "figure":
-            from tools import figures
-
-            drawn = figures.draw(self.parent.program, self.obj)
-            stored = figures.path(self.config.rootpath, self.obj.fence.options)
-            if self.config.option.write_outputs:
-                stored.parent.mkdir(parents=True, exist_ok=True)
-                if not figures.same(stored, drawn):
-                    stored.write_text(drawn)
-            elif not figures.same(stored, drawn):
-                raise Stale(f"{stored.name} is not what this block draws now")
+        if self.obj.fence.language in FIGURES:
+            self.draw()
         else:
             self.compare(self.parent.program.run(self.obj))
+
+    def draw(self) -> None:
+        """A figure is an output too: stored, and compared with what is drawn."""
+        drawer = importlib.import_module(FIGURES[self.obj.fence.language])
+        name = self.obj.fence.options["name"]
+        for suffix, drawn in drawer.draw(self.parent.program, self.obj).items():
+            stored = self.config.rootpath / figures.FOLDER / f"{name}{suffix}"
+            if figures.same(stored, drawn):
+                continue
+            if not self.config.option.write_outputs:
+                raise Stale(f"{stored.name} is not what this block draws now")
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            stored.write_text(drawn)
 
     def compare(self, printed: str) -> None:
         shown = self.obj.shown.code if self.obj.shown else ""
@@ -164,7 +169,7 @@ class Run:
                 {
                     "digest": item.obj.digest,
                     "line": item.obj.fence.opening[1],
-                    "figure": item.obj.fence.language == "figure",
+                    "figure": item.obj.fence.language in FIGURES,
                     "outcome": self.outcomes.get(item.nodeid, "not run"),
                     "shown": digest(item.obj.shown.code) if item.obj.shown else None,
                 }

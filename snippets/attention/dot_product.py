@@ -45,7 +45,7 @@ def scaled_dot_product_attention(
     """
     q, k, v = (tuple(x.shape) for x in (query, key, value))
     fits = k[:-2] + k[-1:] == q[:-2] + q[-1:] and v[:-1] == k[:-1]
-    if not fits or min(len(q), len(k), len(v)) < 2 or q[-1] == 0:
+    if not fits or min(len(q), len(k)) < 2 or q[-1] == 0:
         raise ValueError(
             "query, key and value must be (..., L, E), (..., S, E) and (..., S, Ev) "
             f"with E > 0 and equal leading dimensions, got {q}, {k} and {v}"

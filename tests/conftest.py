@@ -1,0 +1,117 @@
+"""What the tests share: a fixed seed, comparisons, references that may be missing."""
+
+import importlib
+import os
+import re
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_a_fixed_seed():
+    # With more threads, forked mutation tests hang and parallel test runs crawl.
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def agrees(request):
+    """agrees(ours, reference, against, atol, rtol) compares two tensors and notes it.
+
+    The note (against what, in which dtype, how far off) goes into the report of the
+    test: the site's stamps are made of it.
+    """
+
+    def check(ours, reference, against, atol, rtol=0):
+        assert ours.shape == reference.shape
+        assert ours.dtype == reference.dtype
+        torch.testing.assert_close(ours, reference, atol=atol, rtol=rtol)
+        # Relative to the largest value, where that is above 1.
+        expected = reference.detach().double()
+        difference = (ours.detach().double() - expected).abs()
+        if expected.numel():
+            difference /= expected.abs().max().clamp(min=1)
+        note = {
+            "against": against,
+            "dtype": str(ours.dtype).removeprefix("torch."),
+            "difference": difference.max().item() if difference.numel() else 0.0,
+        }
+        request.node.user_properties.append(("compared", note))
+
+    return check
+
+
+@pytest.fixture
+def agrees_with_gradients(agrees):
+    """Compares what two callables return, and all gradients of it.
+
+    Both get the same inputs, and the gradient arriving at each output is the same
+    random one. Modules given as `modules` must have parameters of the same names.
+    """
+
+    def outputs_and_gradients(function, inputs, module, arriving):
+        inputs = [x.detach().requires_grad_() for x in inputs]
+        outputs = function(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        names, parameters = [], []
+        if module is not None:
+            names, parameters = zip(*sorted(module.named_parameters()), strict=True)
+        if not arriving:
+            arriving.extend(torch.randn_like(x) for x in outputs)
+        gradients = torch.autograd.grad(
+            outputs, [*inputs, *parameters], arriving, materialize_grads=True
+        )
+        return names, [*outputs, *gradients]
+
+    def check(ours, reference, *inputs, against, atol, rtol=0, modules=(None, None)):
+        arriving = []
+        names, found = outputs_and_gradients(ours, inputs, modules[0], arriving)
+        expected_names, expected = outputs_and_gradients(
+            reference, inputs, modules[1], arriving
+        )
+        assert names == expected_names
+        for x, y in zip(found, expected, strict=True):
+            agrees(x, y, against, atol, rtol)
+
+    return check
+
+
+@pytest.fixture
+def randomize():
+    """Fills every parameter with noise: many start at 0 or 1, which hides mistakes."""
+
+    def fill(module):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.normal_(std=0.5)
+        return module
+
+    return fill
+
+
+@pytest.fixture
+def refuses():
+    """with refuses(ValueError, message): the block must fail with just this message."""
+
+    def expect(error, message):
+        return pytest.raises(error, match=f"^{re.escape(message)}$")
+
+    return expect
+
+
+@pytest.fixture
+def reference_library():
+    """reference_library("package.module") imports it or skips; CI must not skip."""
+
+    def load(name):
+        package = name.partition(".")[0]
+        if find_spec(package) is None:
+            reason = f"{package} is not installed: make reference"
+            if os.environ.get("CI") == "true":
+                pytest.fail(reason)
+            pytest.skip(reason)
+        return importlib.import_module(name)
+
+    return load
