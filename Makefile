@@ -5,7 +5,8 @@ SHELL := bash
 .PHONY: help serve test site outputs mutants bench reference checkers lock clean
 
 TORCH ?= torch==2.13.0
-PYTHON ?= $(firstword $(shell command -v python3.13 python3.12 python3.11 python3))
+# The first that runs, is new enough and can make an environment.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11, 5))' 2>/dev/null && echo $$p && break; done)
 export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Two torch processes with two threads each on two cores are thirty times slower.
@@ -58,7 +59,7 @@ clean: ## remove the environment and everything made
 cpu_index := $(if $(or $(PIP_FIND_LINKS),$(filter Darwin,$(shell uname))),,--extra-index-url https://download.pytorch.org/whl/cpu)
 
 .venv/installed: requirements.txt Makefile
-	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11, 5))' || \
+	@test -n "$(PYTHON)" || \
 	  { echo "Python 3.11.5 or newer with venv is needed (PYTHON=/path/to/python3 to name one)"; exit 1; }
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@echo "Installing into .venv: about a minute, once."
