@@ -33,10 +33,10 @@ site: test ## the tests, then the strict build and the gate on its HTML
 outputs: .venv/installed ## rewrite the outputs and figures that the pages show (PAGE=…)
 	$(python) -m pytest -q --write-outputs $(if $(PAGE),docs/$(PAGE).md,docs)
 
-mutants: .venv/installed ## break every snippet, see the tests turn red (PAGE=attention/multi-head, or a chapter)
+mutants: .venv/installed ## break every snippet, see the tests turn red (PAGE=attention for one chapter)
 	$(python) -m tools.mutants $(PAGE)
 
-bench: .venv/installed ## time the tests, the build and the weight of the pages
+bench: .venv/installed ## time the build, weigh the pages
 	$(python) -m tools.bench
 
 reference: .venv/installed ## install the heavy reference libraries that the tests compare with

@@ -205,6 +205,9 @@ def _svg(figure, name: str) -> str:
     names = {part for pair in used for part in pair if part}
     svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in names else "", svg)
     svg = re.sub(r"<defs>\s*</defs>", "", svg)
+    svg = re.sub(r'<path [^>]*style="fill: none(; opacity: 0)?"/>', "", svg)  # unseen
+    while (bare := re.sub(r"<g>\s*</g>", "", svg)) != svg:
+        svg = bare
     return re.sub(r"\n\s*", "\n", svg).strip() + "\n"
 
 

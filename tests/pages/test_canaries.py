@@ -70,7 +70,9 @@ SHAPES = {
     "an admonition": "!!! note\n\n    ```python\n    CODE\n    ```\n",
     "folded details": "??? note\n\n    ```python\n    CODE\n    ```\n",
     "a list": "1. One\n\n    ```python\n    CODE\n    ```\n",
-    "details in a list": "1. One\n\n    ??? note\n\n        ```py\n        CODE\n        ```\n",
+    "details in a list": (
+        "1. One\n\n    ??? note\n\n        ```py\n        CODE\n        ```\n"
+    ),
     "a quotation": "> ```python\n> CODE\n> ```\n",
     "front matter": "---\ntitle: T\n---\n```python\nCODE\n```\n",
     "an include": '```python\n--8<-- "code.py"\n```\n',
