@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from mkdocs.utils.meta import get_data
 
-from tools import alone
+from tools import alone, ledger
 from tools.blocks import Scanner, is_python
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(page.relative_to(ROOT).as_posix() for page in ROOT.glob("docs/**/*.md"))
+PAGES = [page for page in PAGES if not ledger.is_lab(page)]  # they take too long
 
 
 def blocks_of(page):
