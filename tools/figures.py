@@ -154,14 +154,17 @@ def _tools(plt) -> dict:
     def box(axes, x, y, width, height, text, color=FAINT, fill=0.0):
         """A labelled box around its centre (x, y)."""
         corner = (x - width / 2, y - height / 2)
-        for alpha, edge, face in ((fill, "none", color), (1, color, "none")):
+        # On paper of its own, so that a line can run behind it.
+        layers = (1, "none", PAPER), (fill, "none", color), (1, color, "none")
+        for alpha, edge, face in layers:
             if alpha:
                 axes.add_patch(
                     plt.Rectangle(
-                        corner, width, height, ec=edge, fc=face, alpha=alpha, lw=1.5
+                        corner, width, height, ec=edge, fc=face, alpha=alpha, lw=1.5,
+                        zorder=3,
                     )
-                )
-        axes.text(x, y, text, ha="center", va="center")
+                )  # fmt: skip
+        axes.text(x, y, text, ha="center", va="center", zorder=4)
 
     def arrow(axes, *points, color=INK):
         """A line through the points with a head at the last."""
