@@ -26,15 +26,10 @@ EXECUTOR = Path(__file__).resolve().parent.parent / "docs/assets/live/executor.j
 DTYPES = ("float32", "float64", "int64", "bool")
 # They return their input: a value that never changes needs no copy.
 _NOTHING = {"detach", "alias", "clone", "lift_fresh_copy", "lift_fresh"}
+# They take a shape from their input, and no value.
+_FIXED = {"full_like", "zeros_like", "ones_like", "new_full", "new_zeros", "new_ones"}
 # Where things are, not what they are.
-_NO_MATTER = {
-    "device",
-    "layout",
-    "pin_memory",
-    "memory_format",
-    "dtype",
-    "non_blocking",
-}
+_NO_MATTER = {"device", "layout", "pin_memory", "memory_format", "non_blocking"}
 
 
 @functools.cache
@@ -78,7 +73,7 @@ def export(function, inputs: dict, locate) -> tuple[dict, dict]:
     # Some of torch's decompositions end in prims instead of ATen: not those.
     table = {op: how for op, how in decomposition_table.items() if _in_aten(how)}
     table |= core_aten_decompositions()
-    kept = supported() | _NOTHING
+    kept = supported() | _NOTHING | _FIXED
     table = {op: how for op, how in table.items() if short(op) not in kept}
 
     def own(_, stack):
@@ -99,7 +94,7 @@ def export(function, inputs: dict, locate) -> tuple[dict, dict]:
     graph = _Graph(traced, inputs, locate).build(names)
     values = run(graph, inputs)
     for name in names:
-        difference = (values[name] - expected[name]).abs().float()
+        difference = (values[name].double() - expected[name].double()).abs()
         if difference.numel() and difference.max() > 1e-5:
             raise ValueError(f"the exported graph computes another {name!r}")
     return graph, values
@@ -156,7 +151,8 @@ class _Graph:
         options = torch.fx.node.map_arg(node.kwargs, self.value.__getitem__)
         with torch.no_grad():
             self.value[node] = result = node.target(*value, **options)
-        if all(n in self.fixed for n in node.all_input_nodes):
+        inputs = node.all_input_nodes
+        if short(node.target) in _FIXED or all(n in self.fixed for n in inputs):
             if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
                 self.refuse(node, "random numbers: make them an input")
             self.fixed.add(node)
@@ -265,7 +261,10 @@ def run(graph: dict, inputs: dict) -> dict:
                 kwargs["dtype"] = getattr(torch, node["dtype"])
             values[node["name"]] = op(*map(given, node["args"]), **kwargs)
     outputs = {name: given(arg) for name, arg in graph["outputs"].items()}
-    return outputs | {"%" + n["name"]: values[n["name"]] for n in graph["nodes"]}
+    for node in graph["nodes"]:
+        value = values[node["name"]]
+        outputs["%" + node["name"]] = value if "shape" in node else value[0]
+    return outputs
 
 
 def pack(tensor) -> dict:

@@ -308,7 +308,6 @@ export const OPS = {
     return made(node, out);
   },
   tril: triangle((above, k) => above <= k), triu: triangle((above, k) => above >= k),
-  "full_like": (node, x, value) => made(node, empty(node).fill(value)),
 };
 
 // What export.py packed: base64 of the bytes that torch has for it.
