@@ -70,12 +70,6 @@ def export(function, inputs: dict, locate) -> tuple[dict, dict]:
         outputs = function(**dict(zip(inputs, tensors, strict=True)))
         return [outputs[name] for name in names]
 
-    # Some of torch's decompositions end in prims instead of ATen: not those.
-    table = {op: how for op, how in decomposition_table.items() if _in_aten(how)}
-    table |= core_aten_decompositions()
-    kept = supported() | _NOTHING | _FIXED
-    table = {op: how for op, how in table.items() if short(op) not in kept}
-
     def own(_, stack):
         known = [f for f in stack if locate(f.filename, f.lineno)]
         return traceback.StackSummary.from_list(known[-1:])
@@ -85,7 +79,7 @@ def export(function, inputs: dict, locate) -> tuple[dict, dict]:
             sdpa_kernel(SDPBackend.MATH),
             patch.object(TracerBase, "_filter_traceback_frames", own),
         ):
-            traced = make_fx(flat, table, record_stack_traces=True)(*inputs.values())
+            traced = make_fx(flat, _table(), record_stack_traces=True)(*inputs.values())
     except RuntimeError as error:
         raise ValueError(
             f"{_place(error, locate)}: can't be exported: {error}"
@@ -98,6 +92,16 @@ def export(function, inputs: dict, locate) -> tuple[dict, dict]:
         if difference.numel() and difference.max() > 1e-5:
             raise ValueError(f"the exported graph computes another {name!r}")
     return graph, values
+
+
+@functools.cache
+def _table() -> dict:
+    """How torch takes apart what the executor lacks."""
+    # Some of torch's decompositions end in prims instead of ATen: not those.
+    table = {op: how for op, how in decomposition_table.items() if _in_aten(how)}
+    table |= core_aten_decompositions()
+    kept = supported() | _NOTHING | _FIXED
+    return {op: how for op, how in table.items() if short(op) not in kept}
 
 
 def _in_aten(how) -> bool:
@@ -147,6 +151,9 @@ class _Graph:
         }
 
     def call(self, node) -> None:
+        name, _, overload = str(node.target).removeprefix("aten.").partition(".")
+        if name.endswith("_"):  # in place: the trace goes on with what it returns
+            node.target = getattr(getattr(torch.ops.aten, name[:-1]), overload)
         value = torch.fx.node.map_arg(node.args, self.value.__getitem__)
         options = torch.fx.node.map_arg(node.kwargs, self.value.__getitem__)
         with torch.no_grad():

@@ -9,7 +9,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 from bs4 import BeautifulSoup
 
-from .conftest import ROOT, leave_out
+from ..conftest import leave_out
+from .conftest import ROOT
 
 VNU = ROOT / ".cache/vnu/node_modules/vnu-jar/build/dist/vnu.jar"
 # What the checker says in vain, by its exact words.

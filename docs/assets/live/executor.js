@@ -54,8 +54,9 @@ const each = (fn, over = fn.length) => (node, ...args) => {
 // For each element that remains when `dims` go: the offsets of those it is made from.
 function groups(x, dims) {
   const rank = x.shape.length, own = strides(x.shape);
-  const gone = (dims == null || !dims.length ? x.shape.map((_, d) => d) : [].concat(dims)).map((d) => wrap(d, rank));
-  const kept = x.shape.map((_, d) => d).filter((d) => !gone.includes(d));
+  const given = [dims ?? []].flat(), all = x.shape.map((_, d) => d);
+  const gone = given.length ? given.map((d) => wrap(d, rank)) : all;
+  const kept = all.filter((d) => !gone.includes(d));
   gone.sort((a, b) => a - b);
   const pick = (dims, start) => offsets(dims.map((d) => x.shape[d]), dims.map((d) => own[d]), start);
   return pick(kept, 0).map((start) => pick(gone, start));
@@ -253,6 +254,8 @@ export const OPS = {
   mean: reduce((v) => total(v) / v.length), "mean.dim": reduce((v) => total(v) / v.length),
   amax: reduce(highest), amin: reduce(lowest), "prod.dim_int": reduce((v) => v.reduce((a, b) => a * b, 1)),
   any: reduce((v) => v.some((x) => x)), "any.dim": reduce((v) => v.some((x) => x)), "all": reduce((v) => v.every((x) => x)), "all.dim": reduce((v) => v.every((x) => x)),
+  linalg_vector_norm: (node, x, ord = 2, dims = null) => reduce((v) => ord === Infinity
+    ? highest(v.map(Math.abs)) : total(v.map((a) => Math.abs(a) ** ord)) ** (1 / ord))(node, x, dims),
   argmax: reduce((v) => order(v, true)[0]),
   "var.correction": (node, x, dims) => reduce((v) => variance(v, node.kwargs?.correction ?? 1))(node, x, dims),
   "max.dim": (node, x, dim) => OPS.topk({ outputs: node.outputs.map((o) => ({ ...o, shape: x.shape.map((s, d) => (d === wrap(dim, x.shape.length) ? 1 : s)) })) }, x, 1, dim)
@@ -275,7 +278,7 @@ export const OPS = {
   mm: multiply, bmm: multiply,
   addmm: (node, bias, a, b) => multiply(node, a, b, node.kwargs?.alpha ?? 1, Array.from(spread(bias, node.shape), (v) => (node.kwargs?.beta ?? 1) * v)),
   convolution: convolve,
-  view: same, _unsafe_view: same, reshape: same, "squeeze.dim": same, "squeeze.dims": same, unsqueeze: same, _to_copy: same, clone: same,
+  view: same, _unsafe_view: same, "squeeze.dim": same, "squeeze.dims": same, unsqueeze: same, _to_copy: same,
   expand: (node, x) => fill(node, spread(x, node.shape)),
   permute: (node, x, dims) => view(node, x, dims.map((d) => strides(x.shape)[wrap(d, x.shape.length)])),
   "transpose.int": swapped, t: (node, x) => (x.shape.length < 2 ? x : swapped(node, x, 0, 1)),
