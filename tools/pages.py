@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from _pytest.assertion.rewrite import rewrite_asserts
+from mkdocs.config import load_config
 from mkdocs.utils.meta import get_data
 from pytest_codeblocks import plugin as codeblocks
 
-from tools import figures, ledger
+from tools import figures, ledger, takeaway
 from tools.blocks import FIGURES, Block, Scanner, digest
 from tools.program import Program
 
@@ -236,6 +237,10 @@ class Run:
             for start, stop, body in sorted(edits, reverse=True):
                 lines[start:stop] = body
             path.write_text("\n".join(lines))
+        if self.config.option.write_outputs:
+            config = load_config(str(self.config.rootpath / "mkdocs.yml"))
+            for page in self.pages.values():
+                takeaway.store(page.path, config)
 
 
 def _closing_line(lines: list[str], fence) -> int:

@@ -209,7 +209,9 @@ def test_a_figure_comes_alive_after_instant_navigation(visit):
     ready(opened)
     page.get_by_label("causal mask").uncheck()
     assert not any("·" in row for row in cells(page))
-    colour = "getComputedStyle(document.querySelector('.view tbody td')).backgroundColor"
+    colour = (
+        "getComputedStyle(document.querySelector('.view tbody td')).backgroundColor"
+    )
     page.wait_for_function(f"{colour} !== 'rgba(0, 0, 0, 0)'")
 
 
