@@ -1,0 +1,143 @@
+"""A Python-Markdown extension: `[MAP]` on the home page becomes the map of concepts.
+
+Each page whose front matter has `requires` is a box that links to it, in the band of
+its chapter, as far to the right as there are pages to know before it; a line leads
+from what is needed to what it opens. A box that needs nothing is filled.
+"""
+
+import html
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+from markdown.extensions import Extension
+from markdown.preprocessors import Preprocessor
+from mkdocs.utils.meta import get_data
+
+DOCS = Path("docs")
+BOX, HEIGHT, GAP, ROW, TITLE = 172, 40, 52, 54, 26
+LETTERS = 24  # that fit a line of a box
+
+
+def concepts(docs: Path = DOCS) -> dict[str, dict]:
+    """The pages of the map: name to title and requires.
+
+    Raises:
+        ValueError: a page requires one that is not there, or itself in the end.
+    """
+    found = {}
+    for path in sorted(docs.rglob("*.md")):
+        meta = get_data(path.read_text(encoding="utf-8-sig"))[1]
+        if "requires" in meta:
+            name = path.relative_to(docs).with_suffix("").as_posix()
+            found[name] = {"title": meta["title"], "requires": meta["requires"]}
+    for name, page in found.items():
+        for other in page["requires"]:
+            if other not in found:
+                raise ValueError(f"{name} requires {other}, which is no concept")
+    try:
+        order = TopologicalSorter({n: p["requires"] for n, p in found.items()})
+        for name in order.static_order():
+            before = [found[other]["column"] for other in found[name]["requires"]]
+            found[name]["column"] = max(before, default=-1) + 1
+    except CycleError as error:
+        raise ValueError(f"in a circle: {' requires '.join(error.args[1])}") from None
+    return found
+
+
+def layout(pages: dict[str, dict], chapters: list[str]) -> tuple[dict, dict, int, int]:
+    """Where each box and each chapter's title stands, and the size of it all."""
+    boxes, titles, top = {}, {}, 0
+    for chapter in chapters:
+        titles[chapter] = top
+        filled: dict[int, int] = {}
+        for name in [n for n in pages if n.rpartition("/")[0] == chapter]:
+            column = pages[name]["column"]
+            row = filled[column] = filled.get(column, -1) + 1
+            boxes[name] = (column * (BOX + GAP), top + TITLE + row * ROW)
+        top += TITLE + (max(filled.values(), default=-1) + 1) * ROW + 10
+    right = max((x for x, _ in boxes.values()), default=0) + BOX
+    return boxes, titles, right + 2, top
+
+
+def lines_of(title: str) -> list[str]:
+    """A title in at most two lines of a box."""
+    first, rest = "", title.split()
+    while rest and len(first) + len(rest[0]) < LETTERS:
+        first = f"{first} {rest.pop(0)}".strip()
+    return [first, " ".join(rest)] if rest else [first]
+
+
+def _line(x1: float, y1: float, x2: float, y2: float) -> str:
+    """From box to box; past the columns between them it runs below the boxes."""
+    start, here = f"M{x1} {y1}", (x1, y1)
+    if x2 - x1 > GAP:
+        below = y1 + ROW / 2
+        half = x1 + GAP / 2
+        start += f"C{half} {y1} {half} {below} {x1 + GAP} {below}H{x2 - GAP}"
+        here = (x2 - GAP, below)
+    half = (here[0] + x2) / 2
+    return f"{start}C{half} {here[1]} {half} {y2} {x2} {y2}"
+
+
+def draw(pages: dict[str, dict], order: list[str]) -> str:
+    """The map as SVG; chapters that `order` does not name come last."""
+    chapters = {name.rpartition("/")[0] for name in pages}
+    rank = {chapter: n for n, chapter in enumerate(order)}
+    chapters = sorted(chapters, key=lambda c: (rank.get(c, len(rank)), c))
+    boxes, titles, width, height = layout(pages, chapters)
+    marks = []
+    for chapter, y in titles.items():
+        text = html.escape(chapter.replace("-", " ").capitalize())
+        marks.append(f'<text class="chapter" y="{y + 14}">{text}</text>')
+    for name, page in pages.items():
+        x2, y2 = boxes[name][0], boxes[name][1] + HEIGHT / 2
+        for other in page["requires"]:
+            x1, y1 = boxes[other][0] + BOX, boxes[other][1] + HEIGHT / 2
+            marks.append(f'<path d="{_line(x1, y1, x2, y2)}"/>')
+    for name, page in pages.items():
+        x, y = boxes[name]
+        needs = ", ".join(pages[other]["title"] for other in page["requires"])
+        says = page["title"] + (f", builds on {needs}" if needs else ", start here")
+        lines = lines_of(page["title"])
+        middle = y + HEIGHT / 2 + 4.5 - 8 * (len(lines) - 1)
+        text = "".join(
+            f'<tspan x="{x + BOX / 2}" y="{middle + 16 * n}">'
+            f"{html.escape(line)}</tspan>"
+            for n, line in enumerate(lines)
+        )
+        start = "" if needs else ' class="start"'
+        marks.append(
+            f'<a href="{name}/" aria-label="{html.escape(says)}"{start}>'
+            f'<rect x="{x + 1}" y="{y}" width="{BOX}" height="{HEIGHT}"/>'
+            f"<text>{text}</text></a>"
+        )
+    return (
+        '<nav class="map" aria-label="Map of the concepts" tabindex="0">'
+        f'<svg viewBox="0 0 {width} {height}" width="{width}">'
+        f"{''.join(marks)}</svg></nav>"
+    )
+
+
+class Map(Preprocessor):
+    def __init__(self, md, chapters: list[str]):
+        super().__init__(md)
+        self.chapters = chapters
+
+    def run(self, lines):
+        if "[MAP]" not in lines:
+            return lines
+        drawn = draw(concepts(), self.chapters)
+        return [drawn if line == "[MAP]" else line for line in lines]
+
+
+class MapExtension(Extension):
+    def __init__(self, **kwargs):
+        self.config = {"chapters": [[], "the chapters in the reader's order"]}
+        super().__init__(**kwargs)
+
+    def extendMarkdown(self, md):
+        md.preprocessors.register(Map(md, self.getConfig("chapters")), "map", 28)
+
+
+def makeExtension(**kwargs):
+    return MapExtension(**kwargs)
