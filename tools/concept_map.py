@@ -15,7 +15,6 @@ from mkdocs.utils.meta import get_data
 
 DOCS = Path("docs")
 BOX, HEIGHT, GAP, ROW, TITLE = 172, 40, 52, 54, 26
-LETTERS = 24  # that fit a line of a box
 
 
 def concepts(docs: Path = DOCS) -> dict[str, dict]:
@@ -59,14 +58,6 @@ def layout(pages: dict[str, dict], chapters: list[str]) -> tuple[dict, dict, int
     return boxes, titles, right + 2, top
 
 
-def lines_of(title: str) -> list[str]:
-    """A title in at most two lines of a box."""
-    first, rest = "", title.split()
-    while rest and len(first) + len(rest[0]) < LETTERS:
-        first = f"{first} {rest.pop(0)}".strip()
-    return [first, " ".join(rest)] if rest else [first]
-
-
 def _line(x1: float, y1: float, x2: float, y2: float) -> str:
     """From box to box; past the columns between them it runs below the boxes."""
     start, here = f"M{x1} {y1}", (x1, y1)
@@ -85,36 +76,28 @@ def draw(pages: dict[str, dict], order: list[str]) -> str:
     rank = {chapter: n for n, chapter in enumerate(order)}
     chapters = sorted(chapters, key=lambda c: (rank.get(c, len(rank)), c))
     boxes, titles, width, height = layout(pages, chapters)
-    marks = []
+    marks, links = [], []
     for chapter, y in titles.items():
         text = html.escape(chapter.replace("-", " ").capitalize())
-        marks.append(f'<text class="chapter" y="{y + 14}">{text}</text>')
-    for name, page in pages.items():
-        x2, y2 = boxes[name][0], boxes[name][1] + HEIGHT / 2
-        for other in page["requires"]:
-            x1, y1 = boxes[other][0] + BOX, boxes[other][1] + HEIGHT / 2
-            marks.append(f'<path d="{_line(x1, y1, x2, y2)}"/>')
+        marks.append(f'<text y="{y + 14}">{text}</text>')
     for name, page in pages.items():
         x, y = boxes[name]
+        for other in page["requires"]:
+            x1, y1 = boxes[other][0] + BOX, boxes[other][1] + HEIGHT / 2
+            marks.append(f'<path d="{_line(x1, y1, x, y + HEIGHT / 2)}"/>')
         needs = ", ".join(pages[other]["title"] for other in page["requires"])
         says = page["title"] + (f", builds on {needs}" if needs else ", start here")
-        lines = lines_of(page["title"])
-        middle = y + HEIGHT / 2 + 4.5 - 8 * (len(lines) - 1)
-        text = "".join(
-            f'<tspan x="{x + BOX / 2}" y="{middle + 16 * n}">'
-            f"{html.escape(line)}</tspan>"
-            for n, line in enumerate(lines)
-        )
         start = "" if needs else ' class="start"'
-        marks.append(
-            f'<a href="{name}/" aria-label="{html.escape(says)}"{start}>'
-            f'<rect x="{x + 1}" y="{y}" width="{BOX}" height="{HEIGHT}"/>'
-            f"<text>{text}</text></a>"
+        links.append(
+            f'<a href="{name}/" aria-label="{html.escape(says)}"{start} '
+            f'style="left:{x}px;top:{y}px;width:{BOX}px;height:{HEIGHT}px">'
+            f"{html.escape(page['title'])}</a>"
         )
     return (
         '<nav class="map" aria-label="Map of the concepts" tabindex="0">'
-        f'<svg viewBox="0 0 {width} {height}" width="{width}">'
-        f"{''.join(marks)}</svg></nav>"
+        f'<div style="width:{width}px;height:{height}px">'
+        f'<svg viewBox="0 0 {width} {height}" aria-hidden="true">{"".join(marks)}</svg>'
+        f"{''.join(links)}</div></nav>"
     )
 
 

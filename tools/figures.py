@@ -72,11 +72,13 @@ def _unpack(tensor: dict) -> list:
 def draw(program, block) -> dict[str, str]:
     """Run a figure's code in its page's program: what is stored, by suffix."""
     import matplotlib
+    import torch
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    with matplotlib.rc_context(_style()):
+    # A page that is pasted draws no figures: they must not move its random numbers.
+    with matplotlib.rc_context(_style()), torch.random.fork_rng(devices=[]):
         try:
             program.run(block, _tools(plt))
             if len(plt.get_fignums()) != 1:
@@ -199,7 +201,7 @@ def _svg(figure, name: str) -> str:
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var(--figure-{variable})")
     svg = re.sub(r"font: (\d+)px [^;\"]*", r"font-size: \1px", svg)
-    svg = re.sub(r"\d+\.\d{2,}", lambda m: f"{float(m[0]):.1f}", svg)
+    svg = re.sub(r"<[^>]*>", _rounded, svg)  # in attributes: text stays as it is
     prefix = name.replace("/", "-")
     svg = re.sub(r'\bid="(?!' + prefix + ")", f'id="{prefix}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", svg)
@@ -212,6 +214,16 @@ def _svg(figure, name: str) -> str:
     while (bare := re.sub(r"<g>\s*</g>", "", svg)) != svg:
         svg = bare
     return re.sub(r"\n\s*", "\n", svg).strip() + "\n"
+
+
+def _rounded(tag: re.Match) -> str:
+    """Coordinates to a tenth of a pixel, opacities to a hundredth."""
+
+    def short(number: re.Match) -> str:
+        digits = 2 if number[1] else 1
+        return f"{number[1] or ''}{float(number[2]):.{digits}f}"
+
+    return re.sub(r"(opacity: )?(\d+\.\d{2,})", short, tag[0])
 
 
 def validate(language, inputs, options, attrs, md) -> bool:

@@ -23,6 +23,7 @@ LEFTOVERS = {
     "\n/// ": "a block that is not one",
     "Traceback (most recent call last)": "a traceback",
     "[CLAIMS]": "the list of claims, not expanded",
+    "[MAP]": "the map of concepts, not expanded",
 }
 
 

@@ -60,7 +60,7 @@ class Control:
             return (
                 f'<label {data}>{label} <input type="range" min="{o["low"]}" '
                 f'max="{o["high"]}" step="{o["step"]}" value="{self.value}">'
-                f"<output>{self.value}</output></label>"
+                f'<span class="value">{self.value}</span></label>'
             )
         if self.kind == "toggle":
             on = " checked" if self.value else ""

@@ -27,7 +27,7 @@ const wordsOf = (element) => element.querySelector("input").value.split(/\s+/).f
 const READ = {
   slider: (element) => {
     const input = element.querySelector("input");
-    element.querySelector("output").value = input.value;
+    element.querySelector(".value").textContent = input.value;
     return { shape: [], dtype: "float32", data: Float32Array.of(input.valueAsNumber) };
   },
   toggle: (element) => ({
