@@ -43,8 +43,8 @@ bench: .venv/installed ## time the build, weigh the pages
 reference: .venv/installed ## install the heavy reference libraries that the tests compare with
 	.venv/bin/pip install --quiet --require-hashes -r requirements-reference.txt
 
-checkers: ## install the HTML checker (needs npm; Java runs it)
-	npm install --silent --no-fund --no-audit --prefix .cache/vnu vnu-jar@26.9.27
+checkers: ## install the HTML checker and Lighthouse (needs npm; Java runs the first)
+	npm install --silent --no-fund --no-audit --prefix .cache/checkers vnu-jar@26.9.27 lighthouse@12.8.2
 
 lock: .venv/installed ## solve the dependency groups of pyproject.toml anew
 	.venv/bin/pip install --quiet uv

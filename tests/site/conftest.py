@@ -5,7 +5,9 @@ every page of ./site, which `make site` has just built.
 """
 
 import functools
+import gzip
 import http.server
+import io
 import os
 import subprocess
 import sys
@@ -73,8 +75,24 @@ def base_path() -> str:
 def port(site, base_path):
     class Handler(http.server.SimpleHTTPRequestHandler):
         def translate_path(self, path):
-            assert path.startswith(base_path), f"outside the site: {path}"
+            if not path.startswith(base_path):  # the host has other sites there
+                return str(site / "no such file")
             return super().translate_path("/" + path.removeprefix(base_path))
+
+        def send_head(self):
+            """As the host does: text goes out compressed."""
+            path = Path(self.translate_path(self.path.partition("?")[0]))
+            path = path / "index.html" if path.is_dir() else path
+            kind = self.guess_type(str(path))
+            if not path.is_file() or not kind.startswith(("text/", "application/j")):
+                return super().send_head()
+            body = gzip.compress(path.read_bytes())
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            return io.BytesIO(body)
 
         def send_error(self, code, message=None, explain=None):
             if code != 404:
