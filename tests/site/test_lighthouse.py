@@ -1,4 +1,4 @@
-"""Lighthouse's view of the site on a slow phone."""
+"""Lighthouse's view of the site on a phone, but for what depends on the machine."""
 
 import json
 import os
@@ -21,16 +21,14 @@ def test_lighthouse_is_content(request, page, chromium, port, base_path, tmp_pat
     report = tmp_path / "report.json"
     command = [str(LIGHTHOUSE), f"http://localhost:{port}{base_path}{page}", "--quiet"]
     command += ["--output=json", f"--output-path={report}"]
+    # Performance is no test: it measures how busy the machine is that emulates a phone.
+    command += ["--only-categories=accessibility,best-practices,seo"]
     command += [f"--chrome-flags={' '.join(FLAGS)}"]
     environment = {**os.environ, "CHROME_PATH": chromium}
-    scores = {}
-    for _ in range(3):  # the best of three: other work of the machine doesn't count
-        subprocess.run(command, env=environment, check=True, timeout=90)
-        found = json.loads(report.read_text(encoding="utf-8"))["categories"]
-        for name, category in found.items():
-            scores[name] = max(scores.get(name, 0), category["score"])
-        if min(scores.values()) >= 0.9 and sum(scores.values()) > 3.9:
-            break
-    # A processor that emulates a phone while it serves the page costs some hundredths.
-    assert scores.pop("performance") >= 0.9
-    assert scores == {"accessibility": 1, "best-practices": 1, "seo": 1}
+    subprocess.run(command, env=environment, check=True, timeout=120)
+    found = json.loads(report.read_text(encoding="utf-8"))["categories"]
+    assert {name: category["score"] for name, category in found.items()} == {
+        "accessibility": 1,
+        "best-practices": 1,
+        "seo": 1,
+    }
