@@ -37,13 +37,13 @@ def random_shift(
             f"max_shift must lie in 0..{min(H, W) - 1} for images of {H} by {W}, "
             f"got {max_shift}"
         )
-    offsets = torch.randint(
-        -max_shift, max_shift + 1, (2, N, 1), generator=generator, device=images.device
-    )
     padded = F.pad(images, [max_shift] * 4)  # (N, C, H + 2 max_shift, W + 2 max_shift)
-    # Where each row and column comes from: one that moved down was higher up before.
-    side = torch.arange(max(H, W), device=images.device) + max_shift
-    rows, columns = side[:H] - offsets[0], side[:W] - offsets[1]  # (N, H), (N, W)
-    n = torch.arange(N, device=images.device)[:, None, None]
+    # A window of the old size, cut out of the middle, would be the image as it was.
+    top, left = torch.randint(
+        2 * max_shift + 1, (2, N, 1), generator=generator, device=images.device
+    )
+    side = torch.arange(max(H, W), device=top.device)
+    rows, columns = top + side[:H], left + side[:W]  # (N, H), (N, W)
+    n = torch.arange(N, device=top.device)[:, None, None]
     # The indices (N, 1, 1), (N, H, 1), (N, 1, W) put C last: (N, H, W, C).
     return padded[n, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from snippets.regularization.augmentation import random_shift
 
@@ -113,9 +114,25 @@ def test_non_contiguous_and_empty_inputs_work_and_are_not_modified():
     assert random_shift(torch.rand(3, 0, 4, 4), 2).shape == (3, 0, 4, 4)
 
 
-def test_device_follows_the_input():
-    out = random_shift(torch.empty(3, 1, 4, 4, device="meta"), 2)
-    assert out.device.type == "meta" and out.shape == (3, 1, 4, 4)
+class Devices(TorchDispatchMode):
+    """Writes down where the results of all operations are."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.seen.add(result.device.type)
+        return result
+
+
+def test_everything_happens_on_the_device_of_the_images():
+    with Devices() as devices:
+        images = torch.empty(3, 1, 4, 4, device="meta")
+        assert random_shift(images, 2).shape == (3, 1, 4, 4)
+    assert devices.seen == {"meta"}
 
 
 @pytest.mark.parametrize("max_shift", [-1, 4, 9])
