@@ -14,7 +14,7 @@ export OMP_NUM_THREADS := 1
 
 python := .venv/bin/python
 # PAGE=attention/multi-head: this page and the tests of its snippet.
-pages = $(if $(PAGE),docs/$(PAGE).md $(wildcard tests/$(subst -,_,$(dir $(PAGE)))test_$(subst -,_,$(notdir $(PAGE))).py))
+pages = $(if $(PAGE),$(if $(filter labs/%,$(PAGE)),--labs) docs/$(PAGE).md $(wildcard tests/$(subst -,_,$(dir $(PAGE)))test_$(subst -,_,$(notdir $(PAGE))).py))
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -25,18 +25,19 @@ serve: .venv/installed ## serve the site on localhost, reloading on every change
 test: .venv/installed ## run every test and every block (PAGE=attention/multi-head for one page)
 	$(python) -m pytest $(pages)
 
-site: test ## the tests, then the strict build and the gate on its HTML
+site: test ## the tests, the labs, then the strict build and the gate on its HTML
+	$(if $(wildcard docs/labs/*.md),$(python) -m pytest -q --labs docs/labs)
 	$(python) -m mkdocs build --strict --clean
 	$(python) -m tools.gate site
 	$(python) -m pytest -q tests/site --every-page
 
 outputs: .venv/installed ## rewrite the outputs and figures that the pages show (PAGE=…)
-	$(python) -m pytest -q --write-outputs $(if $(PAGE),docs/$(PAGE).md,docs)
+	$(python) -m pytest -q --write-outputs --labs $(if $(PAGE),docs/$(PAGE).md,docs)
 
-mutants: .venv/installed ## break every snippet, see the tests turn red (PAGE=attention/multi-head, or a chapter)
+mutants: .venv/installed ## break every snippet, see the tests turn red (PAGE=attention for one chapter)
 	$(python) -m tools.mutants $(PAGE)
 
-bench: .venv/installed ## time the tests, the build and the weight of the pages
+bench: .venv/installed ## time the build, weigh the pages
 	$(python) -m tools.bench
 
 reference: .venv/installed ## install the heavy reference libraries that the tests compare with

@@ -1,9 +1,11 @@
-"""What the tests share: a fixed seed, comparisons, references that may be missing."""
+"""What the tests share: a fixed seed, comparisons, what may be missing."""
 
 import importlib
 import os
 import re
+import shutil
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,17 +103,46 @@ def refuses():
     return expect
 
 
+def leave_out(reason: str):
+    """What is missing is left out here, and fails where nothing may be missing."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 @pytest.fixture
 def reference_library():
-    """reference_library("package.module") imports it or skips; CI must not skip."""
+    """reference_library("package.module") imports it, or the test is left out."""
 
     def load(name):
         package = name.partition(".")[0]
         if find_spec(package) is None:
-            reason = f"{package} is not installed: make reference"
-            if os.environ.get("CI") == "true":
-                pytest.fail(reason)
-            pytest.skip(reason)
+            leave_out(f"{package} is not installed: make reference")
         return importlib.import_module(name)
 
     return load
+
+
+# Of a browser that starts no service of its own.
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Where Chromium is."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = os.environ.get("CHROMIUM") or next(
+        filter(None, map(shutil.which, names)), ""
+    )
+    if not found or not Path(found).exists():
+        leave_out("no Chromium for the browser tests: apt-get install chromium")
+    return found

@@ -11,16 +11,19 @@ import sys
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 
 _DRIVER = """
-import contextlib, importlib.abc, io, json, os, sys, tempfile, traceback
+import contextlib, importlib.machinery as machinery, io, json, os, sys, tempfile
+import traceback
 task = json.load(sys.stdin)
 
-class Guard(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
+class NotForbidden(machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
         if path is None and name.partition(".")[0] in task["forbidden"]:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            return None
+        return super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Guard())
-import torch
+sys.meta_path = [machinery.BuiltinImporter, machinery.FrozenImporter, NotForbidden]
+import torch, torch._dynamo  # the optimizers import it: once, not once a page
 torch.set_num_threads(1)
 
 def run(blocks):

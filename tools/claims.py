@@ -14,6 +14,7 @@ the list of them all, generated from the pages.
 
 import re
 import xml.etree.ElementTree as etree
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -28,7 +29,12 @@ _JUDGED = re.compile(r"^/// claim \| (C\d+)\n((?: {4}.*\n)+)", re.M)
 
 def claims() -> dict[str, dict]:
     """All claims of the notes, in their order: id to section, page and wording."""
-    sections = yaml.safe_load((DOCS / "claims.yml").read_text(encoding="utf-8"))
+    return _parse((DOCS / "claims.yml").read_text(encoding="utf-8"))
+
+
+@cache
+def _parse(text: str) -> dict[str, dict]:
+    sections = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return {
         claim["id"]: {"section": part["section"], **claim}
         for part in sections
@@ -105,7 +111,7 @@ class ClaimsList(Preprocessor):
         for name, claim in claims().items():
             if claim["section"] != section:
                 section = claim["section"]
-                lines += ["", f"## {section}", "", "| | The claim | Verdict |"]
+                lines += ["", f"## {section}", "", "| No. | The claim | Verdict |"]
                 lines += ["|---|---|---|"]
             says = claim["says"].replace("|", r"\|")
             says = re.sub(r"([*_\[\]{}])", r"\\\1", says)

@@ -154,14 +154,17 @@ def _tools(plt) -> dict:
     def box(axes, x, y, width, height, text, color=FAINT, fill=0.0):
         """A labelled box around its centre (x, y)."""
         corner = (x - width / 2, y - height / 2)
-        for alpha, edge, face in ((fill, "none", color), (1, color, "none")):
+        # On paper of its own, so that a line can run behind it.
+        layers = (1, "none", PAPER), (fill, "none", color), (1, color, "none")
+        for alpha, edge, face in layers:
             if alpha:
                 axes.add_patch(
                     plt.Rectangle(
-                        corner, width, height, ec=edge, fc=face, alpha=alpha, lw=1.5
+                        corner, width, height, ec=edge, fc=face, alpha=alpha, lw=1.5,
+                        zorder=3,
                     )
-                )
-        axes.text(x, y, text, ha="center", va="center")
+                )  # fmt: skip
+        axes.text(x, y, text, ha="center", va="center", zorder=4)
 
     def arrow(axes, *points, color=INK):
         """A line through the points with a head at the last."""
@@ -205,6 +208,9 @@ def _svg(figure, name: str) -> str:
     names = {part for pair in used for part in pair if part}
     svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in names else "", svg)
     svg = re.sub(r"<defs>\s*</defs>", "", svg)
+    svg = re.sub(r'<path [^>]*style="fill: none(; opacity: 0)?"/>', "", svg)  # unseen
+    while (bare := re.sub(r"<g>\s*</g>", "", svg)) != svg:
+        svg = bare
     return re.sub(r"\n\s*", "\n", svg).strip() + "\n"
 
 

@@ -77,7 +77,7 @@ def _census(html: BeautifulSoup, blocks: list[dict]) -> list[str]:
     for figure in html.select("figure[data-code]"):
         shown.add(figure["data-code"])
         faults += _outcome(ran.get(figure["data-code"]), "a figure")
-        if not figure.select_one("svg[role=img][aria-label]"):
+        if not figure.select_one("svg[role=img][aria-label], table"):
             faults.append("a figure without a text alternative")
     faults += [
         f"line {block['line']}: ran, but the page does not show it"

@@ -1,10 +1,10 @@
-"""MkDocs hooks, as thin as can be: files to download, and the stamp of each page."""
+"""MkDocs hooks, as thin as can be: what is taken away, and the stamp of each page."""
 
 from pathlib import Path
 
 from mkdocs.structure.files import File
 
-from tools import ledger
+from tools import ledger, takeaway
 
 
 def on_files(files, config):
@@ -23,4 +23,18 @@ def on_page_context(context, page, config, nav):
     )
     context["snippet"] = snippet if Path(snippet).exists() else None
     context["stamp"] = ledger.stamp(source)
+    context["colab"] = takeaway.colab(config, page.file.src_uri.removesuffix(".md"))
     return context
+
+
+def on_nav(nav, config, files):
+    _order[:] = [page.file.src_uri for page in nav.pages]
+
+
+def on_env(env, config, files):
+    """Write every page as a notebook and as Markdown beside it, in the nav's order."""
+    pages = {file.src_uri: file.page for file in files.documentation_pages()}
+    takeaway.publish([pages[name] for name in _order], config)
+
+
+_order: list[str] = []

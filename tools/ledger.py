@@ -2,6 +2,8 @@
 
 The tests write it; the site's gate and the stamps of the pages read it. It is worth
 nothing as soon as a snippet, a tool or the lock changes: then its state is another.
+A lab takes a minute or more. Its run stays good until the lab itself, a snippet or the
+lock changes.
 """
 
 import hashlib
@@ -12,34 +14,57 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FILE = Path(".cache/ledger.json")
 _STATE = ["snippets/**/*.py", "tools/*.py", "tests/**/*.py", "requirements.txt"]
+_LAB = ["snippets/**/*.py", "requirements.txt"]
 
 
 def state(root: Path = ROOT) -> str:
     """A digest of all that the outcome of a block depends on, besides its page."""
+    return _digest(root, _STATE)
+
+
+def is_lab(page: str) -> bool:
+    return page.startswith("docs/labs/")
+
+
+def lab_state(root: Path, page: str) -> str:
+    """A digest of all that the outcome of a lab depends on."""
+    return _digest(root, [*_LAB, page])
+
+
+def _digest(root: Path, globs: list[str]) -> str:
     sha = hashlib.sha256()
-    for path in sorted({p for glob in _STATE for p in root.glob(glob)}):
+    for path in sorted({p for glob in globs for p in root.glob(glob)}):
         sha.update(path.relative_to(root).as_posix().encode() + b"\0")
         sha.update(path.read_bytes() + b"\0")
     return sha.hexdigest()[:16]
 
 
 def read(root: Path = ROOT) -> dict:
-    """The ledger of this very state, or an empty one."""
+    """What is known in this very state; of labs, what is still good."""
     try:
         ledger = json.loads((root / FILE).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
-        ledger = {}
-    if ledger.get("state") == state(root):
-        return ledger
-    return {"state": state(root), "pages": {}, "comparisons": {}}
+        ledger = {"pages": {}}
+    here = state(root)
+    current = ledger.get("state") == here
+    good = {
+        name: run
+        for name, run in ledger["pages"].items()
+        if (run["lab"] == lab_state(root, name) if is_lab(name) else current)
+    }
+    compared = ledger["comparisons"] if current else {}
+    return {"state": here, "pages": good, "comparisons": compared}
 
 
 def write(root: Path, pages: dict, comparisons: dict, torch_version: str) -> None:
     """Add a run's results: what ran again replaces what was known of it."""
     ledger = read(root)
-    ledger["pages"].update(pages)
+    for name, run in pages.items():
+        run |= {"torch": torch_version, "date": date.today().isoformat()}
+        if is_lab(name):
+            run["lab"] = lab_state(root, name)
+        ledger["pages"][name] = run
     ledger["comparisons"].update(comparisons)
-    ledger |= {"torch": torch_version, "date": date.today().isoformat()}
     path = root / FILE
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(ledger, indent=1, sort_keys=True))
@@ -61,8 +86,8 @@ def stamp(page: str) -> dict | None:
             key=lambda entry: (entry["against"], entry["dtype"]),
         ),
         "tests": tests if (ROOT / tests).exists() else None,
-        "torch": ledger["torch"],
-        "date": ledger["date"],
+        "torch": run["torch"],
+        "date": run["date"],
     }
 
 

@@ -18,7 +18,6 @@ JavaScript sees, the same figure at its default inputs. docs/assets/live/ runs t
 and moves the other.
 """
 
-import base64
 import html
 import json
 import math
@@ -89,7 +88,7 @@ class Control:
             + "</tr>"
             for i, row in enumerate(self.value)
         )
-        return f"<table {data}><caption>{label}</caption>{rows}</table>"
+        return f'<table class="cells" {data}><caption>{label}</caption>{rows}</table>'
 
 
 def slider(low, high, value, step=None, label=""):
@@ -138,7 +137,10 @@ class View:
     def html(self, outputs: dict, controls: dict) -> str:
         drawn = _DRAW[self.kind](self, outputs, controls)
         spec = html.escape(_json({**asdict(self), **self.options}), quote=True)
-        return f'<div class="view {self.kind}" data-view="{spec}">{drawn}</div>'
+        reach = ' tabindex="0"' * (
+            self.kind == "heatmap"
+        )  # it may be wide: keys scroll
+        return f'<div class="view {self.kind}"{reach} data-view="{spec}">{drawn}</div>'
 
 
 def heatmap(output, rows=None, columns=None, hidden=None, title="", digits=2, top=1.0):
@@ -177,7 +179,8 @@ def steps(title="What each line computes"):
 
 
 def _named(values: dict, *but: str) -> dict:
-    return {name: value for name, value in values.items() if name not in but}
+    kept = {name: value for name, value in values.items() if name not in but}
+    return {n: list(v) if isinstance(v, range) else v for n, v in kept.items()}
 
 
 def _json(value) -> str:
@@ -238,7 +241,8 @@ def _table(view: View, matrix, mask, title: str, controls: dict) -> str:
         none = " hidden" * (gone[0] and not rows[i])
         body.append(f"<tr{none}>{''.join(cells)}</tr>")
     caption = f"<caption>{html.escape(title)}</caption>" if title else ""
-    return f"<table>{caption}{head}<tbody>{''.join(body)}</tbody></table>"
+    rows_ = "".join(body)
+    return f'<table class="cells">{caption}{head}<tbody>{rows_}</tbody></table>'
 
 
 # The plot's frame: live.js has the same numbers.
@@ -435,7 +439,8 @@ _DRAW = {
 def draw(program, block) -> dict[str, str]:
     """Run a live figure's code in its page's program: what is stored, by suffix."""
     import torch
-    from tools.export import export
+
+    from tools.export import export, pack
 
     asked: list[tuple] = []
 
@@ -492,27 +497,16 @@ def _train(function, inputs, state, steps_) -> dict:
 
 
 def _lines(graph: dict, program) -> list[dict]:
-    """The snippet's lines that compute something: the last node of each run of one."""
-    found: list[dict] = []
+    """The snippet's lines in the order they end in, each with the last it computes."""
+    found: dict[tuple, dict] = {}
     for node in graph["nodes"]:
         if not node.get("at") or not node["at"][0].startswith("snippets/"):
             continue
-        file, line = node["at"]
+        at = file, line = tuple(node["at"])
+        found.pop(at, None)
         code = program.line(file, line).strip()
-        if found and (found[-1]["file"], found[-1]["line"]) == (file, line):
-            found.pop()
-        found.append({"file": file, "line": line, "code": code, "node": node["name"]})
-    return found
-
-
-def pack(tensor) -> dict:
-    """A tensor as export.py stores constants."""
-    data = tensor.detach().contiguous().numpy().tobytes()
-    return {
-        "shape": list(tensor.shape),
-        "dtype": str(tensor.dtype).removeprefix("torch."),
-        "data": base64.b64encode(data).decode(),
-    }
+        found[at] = {"code": code, "node": node["name"]}
+    return list(found.values())
 
 
 def _figure(name, controls, train, views, outputs) -> str:
@@ -548,5 +542,6 @@ def fence(source, language, css_class, options, md, **kwargs) -> str:
     figure = stored.read_text(encoding="utf-8")
     caption = f"<figcaption>{html.escape(options['caption'])}</figcaption>"
     return (
-        f'<figure class="live" data-code="{digest(source)}">{figure}{caption}</figure>'
+        f'<figure class="live" data-code="{digest(source)}" data-search-exclude>'
+        f"{figure}{caption}</figure>"
     )

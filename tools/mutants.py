@@ -2,7 +2,8 @@
 
     python tools/mutants.py [attention | attention/multi-head]
 
-mutmut changes the snippets one spot at a time and runs the tests of their chapter. This
+Every line and branch of a chapter has to be run by its tests before it is worth
+changing. Then mutmut changes the snippets one spot at a time and runs the tests. This
 fails if a change survives that tests/equivalent_mutants.toml does not explain, if a
 run of the tests hangs or crashes (others count that as a kill), if an explanation is
 out of date, or if more than 5 % of all changes need one.
@@ -43,7 +44,10 @@ def main(target: str = "") -> int:
 
 def run(chapter: str, concept: str) -> int:
     """Tests the mutants of a chapter; returns 1 if there is a complaint, else 0."""
-    started, scratch = time.monotonic(), copy(chapter, concept)
+    started = time.monotonic()
+    if concept == "*" and not covered(chapter):
+        return 1
+    scratch = copy(chapter, concept)
     if mutmut(scratch, "run").returncode:
         print(f"{chapter}: mutmut failed")
         return 1
@@ -81,6 +85,22 @@ def run(chapter: str, concept: str) -> int:
         f"{other} untested or crashed, in {time.monotonic() - started:.0f} s"
     )
     return int(bool(complaints) or not mutants)
+
+
+def covered(chapter: str) -> bool:
+    """Whether the tests of a chapter run every line and branch of its snippets."""
+    flags = ["-q", f"--cov=snippets/{chapter}", "--cov-branch"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", f"tests/{chapter}", *flags],
+        cwd=ROOT,
+        env=ONE_THREAD,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        print(done.stdout[-3000:], done.stderr[-3000:])
+    return done.returncode == 0
 
 
 def copy(chapter: str, concept: str) -> Path:

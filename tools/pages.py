@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from _pytest.assertion.rewrite import rewrite_asserts
+from mkdocs.config import load_config
 from mkdocs.utils.meta import get_data
 from pytest_codeblocks import plugin as codeblocks
 
-from tools import figures, ledger
+from tools import figures, ledger, takeaway
 from tools.blocks import FIGURES, Block, Scanner, digest
 from tools.program import Program
 
@@ -28,6 +29,11 @@ def pytest_addoption(parser):
         action="store_true",
         help="rewrite the outputs and figures that the pages show",
     )
+    parser.addoption(
+        "--labs",
+        action="store_true",
+        help="run the labs too, where no run of theirs is still good",
+    )
 
 
 def pytest_configure(config):
@@ -37,8 +43,20 @@ def pytest_configure(config):
 
 def pytest_collect_file(file_path, parent):
     docs = parent.config.rootpath / "docs"
-    if file_path.suffix == ".md" and docs in file_path.parents:
-        return Page.from_parent(parent, path=file_path)
+    if file_path.suffix != ".md" or docs not in file_path.parents:
+        return None
+    return Page.from_parent(parent, path=file_path) if _due(parent, file_path) else None
+
+
+def _due(parent, path: Path) -> bool:
+    """Labs run when asked for, and not again while their last run is good."""
+    config = parent.config
+    page = path.relative_to(config.rootpath).as_posix()
+    if not ledger.is_lab(page):
+        return True
+    known = ledger.read(config.rootpath)["pages"].get(page, {"blocks": []})["blocks"]
+    good = known and all(block["outcome"] == "passed" for block in known)
+    return config.option.labs and (config.option.write_outputs or not good)
 
 
 class Page(codeblocks.MarkdownFile):
@@ -162,6 +180,9 @@ class Run:
             self.comparisons.setdefault(report.nodeid, []).extend(found)
 
     def pytest_sessionfinish(self, session):
+        nothing_to_do = session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED
+        if nothing_to_do and self.config.option.labs:
+            session.exitstatus = pytest.ExitCode.OK
         self.write_outputs()
         pages = {}
         for name, page in self.pages.items():
@@ -216,6 +237,10 @@ class Run:
             for start, stop, body in sorted(edits, reverse=True):
                 lines[start:stop] = body
             path.write_text("\n".join(lines))
+        if self.config.option.write_outputs:
+            config = load_config(str(self.config.rootpath / "mkdocs.yml"))
+            for page in self.pages.values():
+                takeaway.store(page.path, config)
 
 
 def _closing_line(lines: list[str], fence) -> int:

@@ -70,7 +70,9 @@ SHAPES = {
     "an admonition": "!!! note\n\n    ```python\n    CODE\n    ```\n",
     "folded details": "??? note\n\n    ```python\n    CODE\n    ```\n",
     "a list": "1. One\n\n    ```python\n    CODE\n    ```\n",
-    "details in a list": "1. One\n\n    ??? note\n\n        ```py\n        CODE\n        ```\n",
+    "details in a list": (
+        "1. One\n\n    ??? note\n\n        ```py\n        CODE\n        ```\n"
+    ),
     "a quotation": "> ```python\n> CODE\n> ```\n",
     "front matter": "---\ntitle: T\n---\n```python\nCODE\n```\n",
     "an include": '```python\n--8<-- "code.py"\n```\n',
@@ -403,3 +405,37 @@ def test_the_ledger_of_another_state_counts_for_nothing(house):
     assert ledger.read(house.root)["pages"]
     house.write("snippets/new.py", "")
     assert ledger.read(house.root)["pages"] == {}
+
+
+LAB = """```python
+print(1 + 1)
+```
+
+<!--pytest-codeblocks:expected-output-->
+
+```text
+2
+```
+"""
+
+
+def test_a_lab_runs_when_asked_and_again_only_when_it_or_a_snippet_changed(house):
+    lab, name = house.root / "docs/labs/lab.md", "docs/labs/lab.md"
+    house.write(name, LAB)
+    assert "labs/lab" not in house.test().stdout.str()
+    assert "was never run" in house.gate()
+    house.test("--labs", what="docs/labs").assert_outcomes(passed=1)
+    assert house.gate() == ""
+    result = house.test("--labs", what="docs/labs")
+    result.assert_outcomes()
+    assert result.ret == 0
+    house.write("tools/new.py", "")  # a new tool: pages run again, labs need not
+    assert house.gate() == ""
+    house.write("snippets/new.py", "")
+    assert "was never run" in house.gate()
+    house.test("--labs", what="docs/labs").assert_outcomes(passed=1)
+    lab.write_text(LAB.replace("1 + 1", "1 + 2"))
+    assert "was never run" in house.gate()
+    house.test("--labs", what="docs/labs").assert_outcomes(failed=1)
+    assert "did not pass" in house.gate()
+    house.test("--labs", what="docs/labs").assert_outcomes(failed=1)

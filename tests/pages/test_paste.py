@@ -1,7 +1,9 @@
-"""A page pasted block by block into an empty Python with torch gives what it shows."""
+"""A page pasted block by block into an empty Python with torch gives what it shows.
+
+Its notebook has just these blocks as its cells (test_takeaway.py), so it runs as well.
+"""
 
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 from mkdocs.utils.meta import get_data
@@ -9,8 +11,7 @@ from mkdocs.utils.meta import get_data
 from tools import alone
 from tools.blocks import Scanner, is_python
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted(page.relative_to(ROOT).as_posix() for page in ROOT.glob("docs/**/*.md"))
+from .conftest import ROOT, SHORT
 
 
 def blocks_of(page):
@@ -21,7 +22,7 @@ def blocks_of(page):
 @pytest.fixture(scope="module")
 def pasted():
     by_needs = defaultdict(dict)
-    for page in PAGES:
+    for page in SHORT:
         needs = get_data((ROOT / page).read_text(encoding="utf-8"))[1].get("needs", [])
         by_needs[tuple(needs)][page] = [block.code for block in blocks_of(page)]
     results = {}
@@ -30,7 +31,7 @@ def pasted():
     return results
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", SHORT)
 def test_a_reader_who_pastes_the_page_sees_what_it_shows(page, pasted):
     result = pasted[page]
     assert result["error"] is None, result["error"]

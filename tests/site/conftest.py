@@ -7,7 +7,6 @@ every page of ./site, which `make site` has just built.
 import functools
 import http.server
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -19,18 +18,10 @@ from axe_playwright_python.sync_playwright import Axe
 from mkdocs.config import load_config
 from playwright.sync_api import sync_playwright
 
+from ..conftest import FLAGS
+
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ["", "claims/", "404.html", "attention/dot-product/"]
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 def pytest_addoption(parser):
@@ -51,13 +42,6 @@ def pytest_generate_tests(metafunc):
             names = sorted(path.relative_to(ROOT / "site").as_posix() for path in found)
             pages = [name.removesuffix("index.html") for name in names]
         metafunc.parametrize("page_path", pages, ids=lambda path: path or "home")
-
-
-def leave_out(reason: str):
-    """What is missing is left out here, and fails where nothing may be missing."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -112,17 +96,6 @@ def port(site, base_path):
         yield server.server_port
         server.shutdown()
         thread.join()
-
-
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = os.environ.get("CHROMIUM") or next(
-        filter(None, map(shutil.which, names)), ""
-    )
-    if not found or not Path(found).exists():
-        leave_out("no Chromium for the browser tests: apt-get install chromium")
-    return found
 
 
 @pytest.fixture(scope="session")

@@ -139,7 +139,7 @@ const SHOW = {
   },
   steps(element, o, outputs, words, values) {
     element.querySelectorAll("[data-node]").forEach((box) => {
-      const tensor = values[box.dataset.node];
+      const tensor = [values[box.dataset.node]].flat()[0]; // of several, the first
       const tables = box.querySelectorAll("table");
       if (!tables.length || !box.closest("details").open) return;
       let top = 1e-9;

@@ -1,0 +1,245 @@
+"""Live figures as a reader moves them: the page shows what torch computes."""
+
+import gzip
+import json
+import random
+
+import pytest
+import torch
+from bs4 import BeautifulSoup
+
+from tools import export
+
+from .conftest import ROOT
+
+FIGURES = ROOT / "docs/assets/figures"
+WEIGHTS, MIX = "attention/dot-product/", "attention/multi-head/"
+STEPS, TRAINING = "attention/transformer-block/", "attention/residual/"
+BANDS = "attention/positional-encoding/"
+LIVE = [WEIGHTS, MIX, BANDS, STEPS, TRAINING]
+
+
+def graph_of(name: str) -> dict:
+    return json.loads((FIGURES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def ready(opened):
+    opened.page.locator("live-figure").scroll_into_view_if_needed()
+    opened.page.wait_for_selector("live-figure[data-ready]")
+    return opened.page
+
+
+def cells(page, table=0) -> list[list[str]]:
+    """The numbers that a table shows."""
+    return (
+        page.locator(".view table")
+        .nth(table)
+        .evaluate(
+            """table => [...table.tBodies[0].rows].filter(row => !row.hidden).map(
+            row => [...row.querySelectorAll("td:not([hidden])")].map(
+                cell => cell.textContent))"""
+        )
+    )
+
+
+def printed(matrix, digits=2) -> list[list[str]]:
+    rows = [[f"{value:.{digits}f}" for value in row] for row in matrix.tolist()]
+    return [
+        [n.lstrip("-") if float(n) == 0 else n.replace("-", "−") for n in row]
+        for row in rows
+    ]
+
+
+def move(page, name: str, value: float) -> None:
+    page.locator(f"[data-input={name}] input").evaluate(
+        """(input, value) => {
+            input.value = value
+            input.dispatchEvent(new Event("input", { bubbles: true }))
+        }""",
+        value,
+    )
+
+
+def test_at_ten_settings_the_figure_shows_what_torch_computes(visit):
+    page, spec = ready(visit(MIX)), graph_of("multi-head/mix")
+    ids = torch.tensor(page.evaluate("""[...document.querySelector("live-figure")
+        .read().words.data]""")).long()  # fmt: skip
+    length = int((ids >= 0).sum())
+    draw = random.Random(0)
+    for _ in range(10):
+        # The slider moves in steps of a tenth.
+        first, second = draw.randrange(11) / 10, draw.randrange(11) / 10
+        move(page, "first", first)
+        move(page, "second", second)
+        inputs = {"words": ids, "first": torch.tensor(first)}
+        found = export.run(spec["graph"], inputs | {"second": torch.tensor(second)})
+        for head in (0, 1):
+            weights = found["weights"][head, :length, :length]
+            assert cells(page, head) == printed(weights)
+        for term in (0, 1, 2):
+            assert cells(page, 2 + term) == printed(found["terms"][term, :length], 1)
+
+
+def test_new_words_are_new_rows_and_a_masked_cell_is_a_dot(visit):
+    page = ready(visit(WEIGHTS))
+    words = page.get_by_label("Tokens")
+    words.fill("to be or to be")
+    rows = cells(page)
+    assert [len(row) for row in rows] == [5] * 5
+    assert rows[0] == ["1.00", "·", "·", "·", "·"]
+    assert page.locator(".view tbody th:visible").all_inner_texts() == [
+        "to", "be", "or", "to", "be",
+    ]  # fmt: skip
+    page.get_by_label("causal mask").uncheck()
+    rows = cells(page)
+    assert not any("·" in row for row in rows)
+    assert rows[0] == rows[3] and rows[1] == rows[4]  # equal words, equal queries
+    assert all(row[0] == row[3] and row[1] == row[4] for row in rows)
+    words.fill("")  # nobody there: an empty table, not an error
+    assert cells(page) == []
+
+
+def test_the_keyboard_moves_a_figure(visit):
+    page = ready(visit(WEIGHTS))
+    page.get_by_label("Tokens").focus()
+    before = cells(page)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.type") == "range"
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    shown = page.locator("[data-input=temperature] output")
+    assert shown.inner_text() == "1.5"
+    assert cells(page) != before
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert not any("·" in row for row in cells(page))
+
+
+def test_a_line_opens_and_follows_the_numbers(visit):
+    page, spec = ready(visit(STEPS)), graph_of("transformer-block/steps")
+    last = page.locator(".steps details").last
+    last.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert "self._feed_forward" in last.locator("summary").inner_text()
+    page.get_by_label("x: three tokens, row 1, column 1").fill("2.5")
+    x = torch.tensor([[2.5, 0, 0, 2], [0, 1, 0, -1], [0.5, 0, 1, 0]])
+    y = export.run(spec["graph"], {"x": x})["y"]
+    shown = last.locator("tbody").evaluate(
+        "body => [...body.rows].map(row => [...row.cells].map(c => c.textContent))"
+    )
+    assert shown == printed(y)
+
+
+def test_training_in_the_page_is_training_in_torch(visit):
+    page = ready(visit(TRAINING))
+    curve, counted = page.locator("polyline.s2"), page.locator(".buttons output")
+    by_torch = curve.get_attribute("points")  # drawn when the site was made
+    page.get_by_role("button", name="Train").click()
+    page.get_by_role("button", name="Stop").click()
+    done = int(counted.inner_text().split()[0])
+    assert done < 200
+    page.get_by_role("button", name="Train").click()
+    page.wait_for_function(
+        "document.querySelector('.buttons output').value.startsWith('200 ')"
+    )
+    points = [
+        [float(number) for pair in found.split() for number in pair.split(",")]
+        for found in (by_torch, curve.get_attribute("points"))
+    ]
+    assert len(points[0]) == len(points[1]) == 400
+    assert max(abs(a - b) for a, b in zip(*points, strict=True)) <= 0.2
+    page.get_by_role("button", name="Reset").click()
+    page.wait_for_function(
+        "document.querySelector('.buttons output').value.startsWith('1 ')"
+    )
+    assert "to 0.50" in page.locator("live-figure svg").get_attribute("aria-label")
+
+
+def test_a_chart_says_what_it_shows_now(visit):
+    page = ready(visit(BANDS))
+    chart = page.locator("live-figure svg")
+    before = chart.get_attribute("aria-label")
+    page.get_by_label("Base").select_option("10")
+    after = chart.get_attribute("aria-label")
+    assert before.startswith("dot product: from 0.") and after != before
+
+
+@pytest.mark.parametrize("path", LIVE)
+def test_without_javascript_the_figure_shows_its_default(visit, site, base, path):
+    opened = visit(java_script_enabled=False)
+    opened.page.goto(base + path)
+    assert opened.page.locator("live-figure fieldset").is_hidden()
+    without = BeautifulSoup(opened.page.content(), "html.parser")
+    page = ready(visit(path))
+    page.wait_for_timeout(100)
+    for kind in (".view td", ".view polyline", ".view svg[role=img]"):
+        shown = page.locator(kind).evaluate_all(
+            """all => all.map(e => e.hidden ? "" : e.getAttribute("points")
+                ?? e.getAttribute("aria-label") ?? e.textContent)"""
+        )
+        static = [
+            ""
+            if tag.has_attr("hidden")
+            else tag.get("points") or tag.get("aria-label") or tag.get_text()
+            for tag in without.select(kind)
+        ]
+        assert len(shown) == len(static)
+        if kind == ".view polyline":
+            continue  # rounded at build, and at 3:1 pixels nobody sees the difference
+        assert shown == static
+
+
+def test_figures_load_their_code_only_where_there_is_one(visit):
+    opened = visit("claims/")
+    opened.page.wait_for_load_state("networkidle")
+    assert not [url for url in opened.requests if "/live/" in url]
+    opened = visit(WEIGHTS)
+    opened.page.wait_for_load_state("networkidle")
+    assert not [url for url in opened.requests if "executor" in url]  # not near yet
+    ready(opened)
+    assert [url for url in opened.requests if "executor" in url]
+    assert opened.strangers() == [] and opened.complaints == []
+
+
+def test_a_figure_comes_alive_after_instant_navigation(visit):
+    opened = visit("")
+    page = opened.page
+    page.locator("article a[href*='dot-product']").first.click()
+    page.wait_for_url(f"**/{WEIGHTS}**")
+    ready(opened)
+    page.get_by_label("causal mask").uncheck()
+    assert not any("·" in row for row in cells(page))
+    colour = (
+        "getComputedStyle(document.querySelector('.view tbody td')).backgroundColor"
+    )
+    page.wait_for_function(f"{colour} !== 'rgba(0, 0, 0, 0)'")
+
+
+@pytest.mark.parametrize("path", LIVE)
+def test_figures_are_quick(visit, path):
+    opened = visit(path)
+    started = """new Promise(done => {
+        const figure = document.querySelector("live-figure"), start = performance.now()
+        new MutationObserver(() => done(performance.now() - start))
+            .observe(figure, { attributeFilter: ["data-ready"] })
+        figure.scrollIntoView()
+    })"""
+    assert opened.page.evaluate(started) <= 200
+    each = """(() => {
+        const figure = document.querySelector("live-figure"), { spec, graph } = figure
+        const state = spec.train ? figure.initial() : {}
+        const times = Array.from({ length: 21 }, () => {
+            const start = performance.now()
+            if (spec.train) graph.run({ ...figure.read(), ...state })
+            else figure.update()
+            return performance.now() - start
+        })
+        return times.sort((a, b) => a - b)[10]
+    })()"""
+    assert opened.page.evaluate(each) <= 5
+
+
+def test_the_code_of_figures_is_light(site):
+    files = sorted((site / "assets/live").iterdir())
+    assert [file.name for file in files] == ["executor.js", "live.css", "live.js"]
+    assert sum(len(gzip.compress(file.read_bytes())) for file in files) <= 12_000

@@ -1,0 +1,182 @@
+"""What a reader takes along: each page as a notebook and as plain Markdown.
+
+Both are made from the page's expanded text, so that includes are resolved and what
+belongs to this site (claims, figures, folded solutions) becomes ordinary Markdown. The
+notebooks are stored in notebooks/, so that they can be opened from the repository;
+the tests compare them with their pages and run them. `make outputs` stores them.
+"""
+
+import json
+import posixpath
+import re
+from pathlib import Path
+from urllib.parse import urljoin
+
+import nbformat
+from mkdocs.utils.meta import get_data
+
+from tools import claims
+from tools.blocks import FIGURES, Scanner, is_python
+
+FOLDER = Path("notebooks")
+_CLAIM = re.compile(r"/// claim \| (C\d+)\n((?: {4}[^\n]*\n)*)\n?(.*?)\n///", re.S)
+_FOLD = re.compile(r'^[?!]{3}\+? \w+ "(.*)"$', re.M)
+_COMMENT = re.compile(r"^\s*<!--[-\s]*pytest.*-->\s*$\n?", re.M)
+_LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)\.md(#[^)\s]*)?\)")
+
+
+class Takeaway:
+    """One page, cut into text, code and outputs."""
+
+    def __init__(self, page: Path, config):
+        self.page, self.config = page, config
+        root = Path(config.config_file_path).parent
+        self.name = page.relative_to(root / "docs").with_suffix("").as_posix()
+        self.meta = get_data(page.read_text(encoding="utf-8-sig"))[1]
+        folder = "" if self.name == "index" else f"{self.name}/"
+        self.url = urljoin(config.site_url, folder)
+        lines, fences = Scanner.of(root / "mkdocs.yml").fences(page)
+        self.pieces: list[tuple[str, str]] = []
+        position = 0
+        for fence in fences:
+            self.text("\n".join(lines[position : fence.start]))
+            self.fence(fence)
+            position = fence.end
+        self.text("\n".join(lines[position:]))
+
+    def text(self, text: str) -> None:
+        text = _COMMENT.sub("", text)
+        # No text is code by its indent here: it belongs to a list or a fold.
+        text = re.sub(r"^ +", "", _CLAIM.sub(self.claim, text), flags=re.M)
+        text = _FOLD.sub(r"**\1**", text)
+        text = _LINK.sub(self.link, text)
+        text = text.replace("[CLAIMS]", _list_of_claims() if "[CLAIMS]" in text else "")
+        text = re.sub(r"\n{3,}", "\n\n", text.replace("[MAP]", "")).strip()
+        if text:
+            self.pieces.append(("text", text))
+
+    def fence(self, fence) -> None:
+        code = fence.code.rstrip("\n")
+        if fence.language in FIGURES:
+            says = fence.options.get("alt") or fence.options.get("caption")
+            where = "A figure" if fence.language == "figure" else "A live figure"
+            self.pieces.append(
+                ("text", f"*{where}, on [the page]({self.url}): {says}*")
+            )
+        elif is_python(fence.language):
+            if magic := re.search(r"^[!%].*", code, re.M):
+                raise ValueError(f"{self.page}: a notebook would run {magic[0]!r}")
+            self.pieces.append(("code", code))
+        elif self.pieces and self.pieces[-1][0] == "code":
+            self.pieces.append(("output", code))
+        else:
+            self.pieces.append(("text", f"```{fence.language}\n{code}\n```"))
+
+    def claim(self, match: re.Match) -> str:
+        name, options, text = match.groups()
+        verdict = re.search(r"verdict: (.*)", options)[1]
+        says = claims.claims()[name]["says"]
+        return f"- **{claims.SIGNS[verdict]} {verdict}** ({name}): “{says}” {text}"
+
+    def link(self, match: re.Match) -> str:
+        here = posixpath.join(posixpath.dirname(self.name), match[1])
+        target = posixpath.normpath(here)
+        folder = "" if target == "index" else f"{target}/"
+        return f"]({urljoin(self.config.site_url, folder)}{match[2] or ''})"
+
+    def markdown(self) -> str:
+        """The page in plain Markdown."""
+        kinds = {
+            "text": "{}",
+            "code": "```python\n{}\n```",
+            "output": "```text\n{}\n```",
+        }
+        body = [kinds[kind].replace("{}", text) for kind, text in self.pieces]
+        return "\n\n".join([*body, f"Source: {self.url}"]) + "\n"
+
+    def notebook(self) -> str:
+        """The page as a notebook: what its cells print is stored with them."""
+        made = nbformat.v4.new_notebook(
+            metadata={
+                "kernelspec": {
+                    "display_name": "Python 3",
+                    "language": "python",
+                    "name": "python3",
+                },
+                "language_info": {"name": "python"},
+            }
+        )
+        about = f"From [{self.config.site_name}]({self.url}). {self.config.copyright}."
+        for kind, text in [*self.pieces, ("text", about)]:
+            if kind == "text":
+                made.cells.append(nbformat.v4.new_markdown_cell(text))
+            elif kind == "code":
+                made.cells.append(nbformat.v4.new_code_cell(text))
+            else:
+                stream = nbformat.v4.new_output(
+                    "stream", name="stdout", text=text + "\n"
+                )
+                made.cells[-1].outputs.append(stream)
+        for n, cell in enumerate(made.cells):
+            cell.id = f"cell-{n}"  # the same every time
+        return json.dumps(made, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _list_of_claims() -> str:
+    known, verdicts = claims.claims(), claims.judged()
+    return "\n".join(
+        f"- {name}: “{claim['says']}” "
+        + (verdicts[name]["verdict"] if name in verdicts else "not judged yet")
+        for name, claim in known.items()
+    )
+
+
+def has_notebook(page: Path) -> bool:
+    """Concepts and labs have one."""
+    return "requires" in get_data(page.read_text(encoding="utf-8-sig"))[1]
+
+
+def colab(config, name: str) -> str:
+    """Where Colab opens a page's notebook, from the repository."""
+    repository = config.repo_url.removeprefix("https://github.com/").rstrip("/")
+    return (
+        f"https://colab.research.google.com/github/{repository}"
+        f"/blob/main/{FOLDER}/{name}.ipynb"
+    )
+
+
+def store(page: Path, config) -> None:
+    """Write a page's notebook where the repository keeps it."""
+    if has_notebook(page):
+        made = Takeaway(page, config)
+        path = Path(config.config_file_path).parent / FOLDER / f"{made.name}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(made.notebook(), encoding="utf-8")
+
+
+def publish(pages: list, config) -> None:
+    """Put the notebooks, the Markdown and the files for language models in the site."""
+    site = Path(config.site_dir)
+    sections: dict[str, list[str]] = {}
+    everything = []
+    for page in pages:
+        made = Takeaway(Path(page.file.abs_src_path), config)
+        target = site / f"{made.name}.md"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(made.markdown(), encoding="utf-8")
+        if has_notebook(made.page):
+            target.with_suffix(".ipynb").write_text(made.notebook(), encoding="utf-8")
+        section = page.parent.title if page.parent else "Overview"
+        url = urljoin(config.site_url, f"{made.name}.md")
+        line = f"- [{page.title}]({url}): {made.meta['description']}"
+        sections.setdefault(section, []).append(line)
+        everything.append(made.markdown())
+    index = [
+        f"# {config.site_name}",
+        f"> {config.site_description}",
+        f"All pages in one file: {urljoin(config.site_url, 'llms-full.txt')}",
+    ]
+    for section, lines in sections.items():
+        index += [f"## {section}", "\n".join(lines)]
+    (site / "llms.txt").write_text("\n\n".join(index) + "\n", encoding="utf-8")
+    (site / "llms-full.txt").write_text("\n---\n\n".join(everything), encoding="utf-8")
