@@ -36,21 +36,35 @@ def run(blocks):
         printed.append(out.getvalue())
     return printed
 
-for name, blocks in task["programs"].items():
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        torch.manual_seed(1)  # not the seed of the tests: pages must set their own
-        with tempfile.TemporaryDirectory() as folder:
-            os.chdir(folder)
-            try:
-                result = {"printed": run(blocks), "error": None}
-            except BaseException:
-                result = {"printed": [], "error": traceback.format_exc()}
-            os.chdir("/")
-        print(json.dumps([name, result]), flush=True)
-        os._exit(0)
-    os.waitpid(child, 0)
+def child(blocks, report):
+    torch.manual_seed(1)  # not the seed of the tests: pages must set their own
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            result = {"printed": run(blocks), "error": None}
+        except BaseException:
+            result = {"printed": [], "error": traceback.format_exc()}
+        os.chdir("/")
+    with open(report, "w") as file:
+        json.dump(result, file)
+
+running = 0
+with tempfile.TemporaryDirectory() as reports:
+    for n, blocks in enumerate(task["programs"].values()):
+        if running == os.cpu_count():
+            os.wait()
+            running -= 1
+        running += 1
+        if os.fork() == 0:
+            child(blocks, f"{reports}/{n}")
+            os._exit(0)
+    while running:
+        os.wait()
+        running -= 1
+    for n, name in enumerate(task["programs"]):
+        if os.path.exists(f"{reports}/{n}"):
+            with open(f"{reports}/{n}") as file:
+                print(json.dumps([name, json.load(file)]))
 """
 
 

@@ -23,7 +23,7 @@ from playwright.sync_api import sync_playwright
 from ..conftest import FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]
-SAMPLE = ["", "claims/", "404.html", "attention/dot-product/"]
+SAMPLE = ["", "attention/dot-product/"]
 
 
 def pytest_addoption(parser):

@@ -16,7 +16,11 @@ FIGURES = ROOT / "docs/assets/figures"
 WEIGHTS, MIX = "attention/dot-product/", "attention/multi-head/"
 STEPS, TRAINING = "attention/transformer-block/", "attention/residual/"
 BANDS = "attention/positional-encoding/"
-LIVE = [WEIGHTS, MIX, BANDS, STEPS, TRAINING]
+LIVE = sorted(
+    f"{path.relative_to(ROOT / 'docs').with_suffix('').as_posix()}/"
+    for path in (ROOT / "docs").rglob("*.md")
+    if "```live name=" in path.read_text(encoding="utf-8")
+)
 
 
 def graph_of(name: str) -> dict:
