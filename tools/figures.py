@@ -211,9 +211,33 @@ def _svg(figure, name: str) -> str:
     svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in names else "", svg)
     svg = re.sub(r"<defs>\s*</defs>", "", svg)
     svg = re.sub(r'<path [^>]*style="fill: none(; opacity: 0)?"/>', "", svg)  # unseen
-    while (bare := re.sub(r"<g>\s*</g>", "", svg)) != svg:
+    svg = _RECTANGLE.sub(_rectangle, svg)
+    while (bare := _GROUP.sub(r"\1", svg)) != svg:
         svg = bare
     return re.sub(r"\n\s*", "\n", svg).strip() + "\n"
+
+
+# matplotlib writes a cell as a path of five points, in a group of its own.
+_POINT = r"(-?[\d.]+) (-?[\d.]+)\s*"
+_RECTANGLE = re.compile(
+    rf'<path d="M {_POINT}L {_POINT}L {_POINT}L {_POINT}(?:L \1 \2\s*)?z\s*"'
+    r'(?: clip-path="[^"]*")? style="([^"]*)"/>'
+)
+_GROUP = re.compile(r"<g>\s*((?:<(?:path|rect|use) [^>]*/>)?)\s*</g>")
+
+
+def _rectangle(path: re.Match) -> str:
+    """The path as a <rect>, if it is one."""
+    x, y, right, also_y, also_right, bottom, also_x, also_bottom = path.groups()[:8]
+    if (x, y, right, bottom) != (also_x, also_y, also_right, also_bottom):
+        return path[0]
+    width, height = float(right) - float(x), float(bottom) - float(y)
+    top, left = min(float(y), float(bottom)), min(float(x), float(right))
+    style = path[9].replace("; stroke-linejoin: miter", "")
+    return (
+        f'<rect x="{left:g}" y="{top:g}" width="{abs(width):.4g}" '
+        f'height="{abs(height):.4g}" style="{style}"/>'
+    )
 
 
 def _rounded(tag: re.Match) -> str:

@@ -22,9 +22,14 @@ def on_page_context(context, page, config, nav):
         "snippets/" + page.file.src_uri.removesuffix(".md").replace("-", "_") + ".py"
     )
     context["snippet"] = snippet if Path(snippet).exists() else None
-    context["stamp"] = ledger.stamp(source)
+    context["stamp"] = ledger.stamp(source, _ledger)
     context["colab"] = takeaway.colab(config, page.file.src_uri.removesuffix(".md"))
     return context
+
+
+def on_pre_build(config):
+    _ledger.clear()
+    _ledger.update(ledger.read())
 
 
 def on_nav(nav, config, files):
@@ -38,3 +43,4 @@ def on_env(env, config, files):
 
 
 _order: list[str] = []
+_ledger: dict = {}

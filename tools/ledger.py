@@ -70,9 +70,8 @@ def write(root: Path, pages: dict, comparisons: dict, torch_version: str) -> Non
     path.write_text(json.dumps(ledger, indent=1, sort_keys=True))
 
 
-def stamp(page: str) -> dict | None:
+def stamp(page: str, ledger: dict) -> dict | None:
     """What the last run says of a page, or nothing if it has changed since."""
-    ledger = read()
     run = ledger["pages"].get(page)
     if not run or run["source"] != source_digest(ROOT / page):
         return None
