@@ -95,6 +95,17 @@ class Takeaway:
         body = [kinds[kind].replace("{}", text) for kind, text in self.pieces]
         return "\n\n".join([*body, f"Source: {self.url}"]) + "\n"
 
+    def script(self) -> str:
+        """The page as a Python file, its text in comments (percent format)."""
+        cells = []
+        for kind, text in self.pieces:
+            if kind == "code":
+                cells.append(f"# %%\n{text}")
+            elif kind == "text":
+                lines = [f"# {line}".rstrip() for line in text.split("\n")]
+                cells.append("\n".join(["# %% [markdown]", *lines]))
+        return "\n\n".join(cells) + "\n"
+
     def notebook(self) -> str:
         """The page as a notebook: what its cells print is stored with them."""
         made = nbformat.v4.new_notebook(
@@ -168,6 +179,7 @@ def publish(pages: list, config) -> None:
         stored = FOLDER / f"{made.name}.ipynb"  # the tests hold it against the page
         if stored.exists():
             shutil.copy(stored, target.with_suffix(".ipynb"))
+            target.with_suffix(".py").write_text(made.script(), encoding="utf-8")
         section = page.parent.title if page.parent else "Overview"
         url = urljoin(config.site_url, f"{made.name}.md")
         line = f"- [{page.title}]({url}): {made.meta['description']}"

@@ -23,6 +23,16 @@ def test_the_stored_notebook_is_the_page(page):
     assert stored.read_text(encoding="utf-8") == made.notebook(), "make outputs"
 
 
+@every_concept
+def test_the_script_is_python_with_the_text_as_comments(page):
+    script = takeaway.Takeaway(ROOT / page, CONFIG).script()
+    blocks = Scanner.of(ROOT / "mkdocs.yml").blocks(ROOT / page)
+    code = [b.code.rstrip("\n") for b in blocks if is_python(b.fence.language)]
+    assert script.count("\n# %%\n") == len(code)
+    assert all(block in script for block in code)
+    compile(script, page, "exec")
+
+
 def test_no_notebook_is_left_of_a_page_that_is_gone():
     stored = sorted((ROOT / takeaway.FOLDER).rglob("*.ipynb"))
     names = [path.relative_to(ROOT / takeaway.FOLDER).as_posix() for path in stored]
