@@ -211,8 +211,9 @@ def _svg(figure, name: str) -> str:
     svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in names else "", svg)
     svg = re.sub(r"<defs>\s*</defs>", "", svg)
     svg = re.sub(r'<path [^>]*style="fill: none(; opacity: 0)?"/>', "", svg)  # unseen
+    svg = _NEEDLESS.sub("", svg)
     svg = _RECTANGLE.sub(_rectangle, svg)
-    while (bare := _GROUP.sub(r"\1", svg)) != svg:
+    while (bare := _GROUP.sub(lambda group: group[1] or "", svg)) != svg:
         svg = bare
     return re.sub(r"\n\s*", "\n", svg).strip() + "\n"
 
@@ -223,7 +224,11 @@ _RECTANGLE = re.compile(
     rf'<path d="M {_POINT}L {_POINT}L {_POINT}L {_POINT}(?:L \1 \2\s*)?z\s*"'
     r'(?: clip-path="[^"]*")? style="([^"]*)"/>'
 )
-_GROUP = re.compile(r"<g>\s*((?:<(?:path|rect|use) [^>]*/>)?)\s*</g>")
+# The site's own fonts; a turn by nothing; corners that no line has.
+_NEEDLESS = re.compile(
+    r' font-family: [^;"]*;| transform="rotate\(-?0 [^)]*\)"|; stroke-linejoin: miter'
+)
+_GROUP = re.compile(r"<g>\s*((?:<(?:path|rect|use) [^>]*/>)?)\s*</g>|<g/>")
 
 
 def _rectangle(path: re.Match) -> str:
@@ -233,10 +238,9 @@ def _rectangle(path: re.Match) -> str:
         return path[0]
     width, height = float(right) - float(x), float(bottom) - float(y)
     top, left = min(float(y), float(bottom)), min(float(x), float(right))
-    style = path[9].replace("; stroke-linejoin: miter", "")
     return (
         f'<rect x="{left:g}" y="{top:g}" width="{abs(width):.4g}" '
-        f'height="{abs(height):.4g}" style="{style}"/>'
+        f'height="{abs(height):.4g}" style="{path[9]}"/>'
     )
 
 
