@@ -163,8 +163,13 @@ def bars(output, labels, ylim=(0, 1), ylabel=""):
     return View("bars", output, _named({**locals(), "labels": list(labels)}, "output"))
 
 
-def scatter(output, xlim, ylim, labels=None, xlabel="", ylabel=""):
-    """Points (N, 2)."""
+def scatter(
+    output, xlim, ylim, labels=None, xlabel="", ylabel="", arrows=False, ring=None
+):
+    """Points (N, 2), as vectors from the origin with `arrows`.
+
+    `ring` is an output, the radius of a circle around the origin.
+    """
     return View("scatter", output, _named(locals(), "output"))
 
 
@@ -351,11 +356,24 @@ def _draw_scatter(view: View, outputs: dict, controls: dict) -> str:
     o = view.options
     labels = o["labels"] or []
     marks, said = [], []
+    center = _x(0, o), _y(0, o)
+    if o["ring"]:
+        radius = float(outputs[o["ring"]])
+        rx, ry = _x(radius, o) - center[0], center[1] - _y(radius, o)
+        marks.append(
+            f'<ellipse class="ring" cx="{center[0]}" cy="{center[1]}" '
+            f'rx="{rx:.1f}" ry="{ry:.1f}"/>'
+        )
     for n, (x, y) in enumerate(outputs[view.output].tolist()):
         label = str(labels[n]) if n < len(labels) else ""
+        at, series = (_x(x, o), _y(y, o)), n + 1 if o["arrows"] else 1
+        tail = (
+            f'<line class="s{series}" x2="{center[0] - at[0]:.1f}" '
+            f'y2="{center[1] - at[1]:.1f}"/>'
+        ) * o["arrows"]
         marks.append(
-            f'<g transform="translate({_x(x, o)} {_y(y, o)})">'
-            '<circle class="s1" r="4"/>'
+            f'<g transform="translate({at[0]} {at[1]})">{tail}'
+            f'<circle class="s{series}" r="4"/>'
             f'<text x="7" y="4">{html.escape(label)}</text></g>'
         )
         said.append(f"{label} at {number(x)}, {number(y)}".strip())

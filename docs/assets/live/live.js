@@ -114,9 +114,18 @@ const SHOW = {
   },
   scatter(element, o, outputs) {
     const { data } = outputs[o.output];
+    const ring = element.querySelector("ellipse");
+    if (ring) {
+      const [radius] = outputs[o.ring].data;
+      ring.setAttribute("rx", x(radius, o) - x(0, o));
+      ring.setAttribute("ry", y(0, o) - y(radius, o));
+    }
     const said = [...element.querySelectorAll("svg > g:not(.axes)")].map((point, n) => {
       const [a, b] = [data[2 * n], data[2 * n + 1]];
       point.setAttribute("transform", `translate(${x(a, o)} ${y(b, o)})`);
+      const tail = point.querySelector("line");
+      tail?.setAttribute("x2", x(0, o) - x(a, o));
+      tail?.setAttribute("y2", y(0, o) - y(b, o));
       return `${o.labels?.[n] ?? ""} at ${number(a)}, ${number(b)}`.trim();
     });
     say(element, said.join("; ") + ".");
