@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import re
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from .conftest import ROOT
 FIGURES = ROOT / "docs/assets/figures"
 WEIGHTS, MIX = "attention/dot-product/", "attention/multi-head/"
 STEPS, TRAINING = "attention/transformer-block/", "attention/residual/"
-BANDS = "attention/positional-encoding/"
+BANDS, VECTOR = "attention/positional-encoding/", "foundations/gradient-clipping/"
 LIVE = sorted(
     f"{path.relative_to(ROOT / 'docs').with_suffix('').as_posix()}/"
     for path in (ROOT / "docs").rglob("*.md")
@@ -166,6 +167,31 @@ def test_a_chart_says_what_it_shows_now(visit):
     page.get_by_label("Base").select_option("10")
     after = chart.get_attribute("aria-label")
     assert before.startswith("dot product: from 0.") and after != before
+
+
+def test_vectors_and_their_circle_are_where_torch_puts_them(visit):
+    page, spec = ready(visit(VECTOR)), graph_of("gradient-clipping/vector")
+    chart, ring = page.locator("live-figure svg"), page.locator("live-figure .ring")
+    width = float(ring.get_attribute("rx"))
+    move(page, "first", -3)
+    move(page, "second", 0.5)
+    page.get_by_label("max_norm").select_option("2.0")
+    inputs = {"first": torch.tensor(-3.0), "second": torch.tensor(0.5)}
+    found = export.run(spec["graph"], inputs | {"bound": torch.tensor(2)})
+    (a, b), (c, d) = (
+        [x.replace("-", "−") for x in p] for p in printed(found["vectors"])
+    )
+    said = chart.get_attribute("aria-label")
+    assert said == f"before at {a}, {b}; after at {c}, {d}."
+    assert float(ring.get_attribute("rx")) == pytest.approx(2 * width, abs=0.1)
+    # Both lines end at the origin, where the circle has its centre.
+    centre = float(ring.get_attribute("cx")), float(ring.get_attribute("cy"))
+    for point in page.locator(".scatter g:has(line):not(.axes)").all():
+        at = re.findall(r"-?[\d.]+", point.get_attribute("transform"))
+        line = point.locator("line")
+        ends = [float(line.get_attribute(name)) for name in ("x2", "y2")]
+        ends = [float(n) + end for n, end in zip(at, ends, strict=True)]
+        assert ends == pytest.approx(centre, abs=0.1)
 
 
 @pytest.mark.parametrize("path", LIVE)
