@@ -161,6 +161,15 @@ def test_a_block_picked_by_hand_runs_the_ones_before_it(house):
     house.test(what="docs/page.md::line 5").assert_outcomes(passed=1)
 
 
+def test_what_is_left_out_is_said_in_one_line(house):
+    skipped = '<!--pytest.mark.skip(reason="no luck")-->\n\n```python\nx = 1\n```\n\n'
+    house.page(3 * skipped)
+    house.write("conftest.py", (ROOT / "conftest.py").read_text(encoding="utf-8"))
+    result = house.test()
+    said = [line for line in result.outlines if "no luck" in line]
+    assert said == ["3 left out: no luck"]
+
+
 def test_a_skipped_block_does_not_pass_the_gate(house):
     house.page("<!--pytest.mark.skip-->\n\n```python\nx = 1\n```\n")
     house.test().assert_outcomes(skipped=1)
