@@ -128,6 +128,16 @@ def test_only_what_passed_is_published():
     assert publish_faults(PUBLISH.read_text()) == []
 
 
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_all_that_the_tests_need_is_installed_before_them(path):
+    # GitHub sets CI=true: what is missing there is a failure.
+    jobs = yaml.safe_load(path.read_text())["jobs"]
+    runs = [step.get("run", "") for step in jobs["test"]["steps"]]
+    install = next(n for n, run in enumerate(runs) if run.startswith("make reference"))
+    assert "checkers" in runs[install].split()
+    assert install < next(n for n, run in enumerate(runs) if "make test" in run)
+
+
 def test_nothing_waits_for_the_newest_torch():
     newest = yaml.safe_load((ROOT / ".github/workflows/newest.yml").read_text())
     assert set(newest[True]) == {"schedule", "workflow_dispatch"}  # YAML reads on: so

@@ -22,6 +22,7 @@ from mkdocs.config import load_config
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.utils.meta import get_data
 from pygments.lexers import get_lexer_by_name
+from pygments.lexers.python import Python2Lexer, PythonLexer
 from pygments.util import ClassNotFound
 from pymdownx.snippets import SnippetPreprocessor
 from pymdownx.superfences import SuperFencesBlockPreprocessor
@@ -65,9 +66,10 @@ def digest(code: str) -> str:
 @functools.cache
 def is_python(language: str | None) -> bool:
     try:
-        return get_lexer_by_name(language or "").aliases[0] == "python"
+        lexer = get_lexer_by_name(language or "")
     except ClassNotFound:
         return False
+    return isinstance(lexer, (PythonLexer, Python2Lexer))
 
 
 class Line(str):

@@ -110,9 +110,10 @@ class ClaimsList(Preprocessor):
         section = None
         for name, claim in claims().items():
             if claim["section"] != section:
+                lines += ["", "</div>"] if section else []
                 section = claim["section"]
-                lines += ["", f"## {section}", "", "| No. | The claim | Verdict |"]
-                lines += ["|---|---|---|"]
+                lines += ["", f"## {section}", "", '<div class="claims" markdown>', ""]
+                lines += ["| No. | The claim | Verdict |", "|---|---|---|"]
             says = claim["says"].replace("|", r"\|")
             says = re.sub(r"([*_\[\]{}])", r"\\\1", says)
             if found := verdicts.get(name):
@@ -121,9 +122,9 @@ class ClaimsList(Preprocessor):
                 if found["proof"]:
                     link += f", [proof]({claim['page']}.md#{found['proof']})"
             else:
-                link = f"its page, {claim['page']}, is not written yet"
+                link = "its page is not written yet"
             lines.append(f"| {name} | {says} | {link} |")
-        return [*lines, ""]
+        return [*lines, "", "</div>" if section else "", ""]
 
 
 class ClaimsExtension(BlocksExtension):

@@ -2,7 +2,8 @@
 
 Each page whose front matter has `requires` is a box that links to it, in the band of
 its chapter, as far to the right as there are pages to know before it; a line leads
-from what is needed to what it opens. A box that needs nothing is filled.
+from what is needed to what it opens. A box that needs nothing is filled. In a column
+of a chapter the boxes stand in the order of the nav in mkdocs.yml.
 """
 
 import html
@@ -70,6 +71,18 @@ def _line(x1: float, y1: float, x2: float, y2: float) -> str:
     return f"{start}C{half} {here[1]} {half} {y2} {x2} {y2}"
 
 
+def _bus(x1: float, y1: float, x2: float, y2: float) -> str:
+    """From another chapter: straight, so that lines to one box share their way."""
+    y2 += 0.5  # on whole pixels, or lines that share their way look thick
+    past = f"V{y2 + ROW / 2}H{x2 - 9.5}" if x2 - x1 > GAP else ""
+    return f"M{x1} {y1}h10.5{past}V{y2}H{x2}"
+
+
+def in_reading_order(pages: dict[str, dict], nav: str) -> dict[str, dict]:
+    """The pages as the site's configuration, given as text, lists them."""
+    return dict(sorted(pages.items(), key=lambda item: nav.find(f"{item[0]}.md")))
+
+
 def draw(pages: dict[str, dict], order: list[str]) -> str:
     """The map as SVG; chapters that `order` does not name come last."""
     chapters = {name.rpartition("/")[0] for name in pages}
@@ -84,7 +97,9 @@ def draw(pages: dict[str, dict], order: list[str]) -> str:
         x, y = boxes[name]
         for other in page["requires"]:
             x1, y1 = boxes[other][0] + BOX, boxes[other][1] + HEIGHT / 2
-            marks.append(f'<path d="{_line(x1, y1, x, y + HEIGHT / 2)}"/>')
+            same = name.rpartition("/")[0] == other.rpartition("/")[0]
+            line = (_line if same else _bus)(x1, y1, x, y + HEIGHT / 2)
+            marks.append(f'<path d="{line}"/>')
         needs = ", ".join(pages[other]["title"] for other in page["requires"])
         says = page["title"] + (f", builds on {needs}" if needs else ", start here")
         start = "" if needs else ' class="start"'
@@ -109,7 +124,8 @@ class Map(Preprocessor):
     def run(self, lines):
         if "[MAP]" not in lines:
             return lines
-        drawn = draw(concepts(), self.chapters)
+        nav = Path("mkdocs.yml").read_text(encoding="utf-8")
+        drawn = draw(in_reading_order(concepts(), nav), self.chapters)
         return [drawn if line == "[MAP]" else line for line in lines]
 
 

@@ -40,9 +40,12 @@ def check(site: Path, root: Path = ledger.ROOT) -> list[str]:
             faults.append(f"{name}: not in the site")
             continue
         html = BeautifulSoup(built.read_text(encoding="utf-8"), "html.parser")
-        blocks = known.get(name, {"blocks": []})["blocks"]
+        run = known.get(name, {"blocks": [], "source": ledger.source_digest(source)})
+        blocks = run["blocks"]
         concept = "requires" in get_data(source.read_text(encoding="utf-8-sig"))[1]
         found = [*_census(html, blocks), *_leftovers(html)]
+        if run["source"] != ledger.source_digest(source):
+            found.append("edited after its blocks ran: make test")
         if concept:
             found += _anatomy(html, stem.as_posix(), root)
         faults += [f"{name}: {fault}" for fault in found]
@@ -64,8 +67,8 @@ def _census(html: BeautifulSoup, blocks: list[dict]) -> list[str]:
         first = (text.strip().split("\n") or [""])[0]
         if not text.strip():
             faults.append("an empty block")
-        elif language in ("pycon", "ipython"):
-            faults.append(f"a block with prompts, which can't be copied: {first}")
+        elif language in ("pycon", "ipython", "pytb", "py2tb"):
+            faults.append(f"a block of prompts or a traceback, nobody's code: {first}")
         elif is_python(language):
             shown.add(digest(text))
             faults += _outcome(ran.get(digest(text)), f"the block '{first}'")

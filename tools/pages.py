@@ -109,7 +109,7 @@ class PageBlock(codeblocks.TestBlock):
                 page.done += 1
             page.done += 1
             self.execute()
-        except (Exception, pytest.fail.Exception):
+        except (Exception, SystemExit, pytest.fail.Exception):
             page.broken_at = self
             raise
 
@@ -147,9 +147,11 @@ class PageBlock(codeblocks.TestBlock):
             raise Stale(f"the page shows\n{shown}but the block prints\n{printed}")
 
     def repr_failure(self, excinfo):
-        if excinfo.errisinstance((Stale, pytest.fail.Exception)):
-            file, line = self.obj.fence.opening
+        file, line = self.obj.fence.opening
+        if excinfo.errisinstance(Stale):
             return f"{file}:{line}: {excinfo.value} (make outputs rewrites it)"
+        if excinfo.errisinstance(pytest.fail.Exception):  # it took too long
+            return f"{file}:{line}: {excinfo.value}"
         return self.parent.program.explain(excinfo.value)
 
     def reportinfo(self):

@@ -157,6 +157,12 @@ _TORCH_STATE = [
     (torch.get_num_threads, torch.set_num_threads, 1),
     (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly, False),
     (torch.is_warn_always_enabled, torch.set_warn_always, True),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+    (
+        lambda: torch.is_autocast_enabled("cpu"),
+        lambda on: torch.set_autocast_enabled("cpu", on),
+        False,
+    ),
     (
         torch.are_deterministic_algorithms_enabled,
         torch.use_deterministic_algorithms,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 class MultiHeadAttention(nn.Module):
     """Concat(head_1, ..., head_H) W^O with head_i = Attention(Q W_i, K W_i, V W_i).
 
-    Parameters and initialisation are those of `nn.MultiheadAttention`, and a
+    Parameters and initialization are those of `nn.MultiheadAttention`, and a
     `state_dict` of one loads into the other. Bool masks are the opposite of its: here
     True means "may attend", as in `F.scaled_dot_product_attention`.
 
@@ -37,7 +37,7 @@ class MultiHeadAttention(nn.Module):
                 f"{embed_dim=} must be a positive multiple of {num_heads=}"
             )
         self.embed_dim, self.num_heads = embed_dim, num_heads
-        # The W_i of all heads for Q, then K, then V: one matrix, one initialisation.
+        # The W_i of all heads for Q, then K, then V: one matrix, one initialization.
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dim)) if bias else None
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)

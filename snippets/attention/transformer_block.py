@@ -11,15 +11,15 @@ from torch import Tensor, nn
 class TransformerBlock(nn.Module):
     """x + Sublayer(Norm(x)), for self-attention and then for the feed-forward network.
 
-    Parameters and initialisation are those of `nn.TransformerEncoderLayer`, and a
+    Parameters and initialization are those of `nn.TransformerEncoderLayer`, and a
     `state_dict` of one loads into the other. There is no dropout.
 
     Args:
         d_model: features of a token, D.
         num_heads: number of attention heads, H.
         d_ff: hidden features of the feed-forward network.
-        norm_first: True normalises what goes into each sub-layer (pre-norm, as in most
-            language models since GPT-2). False normalises each sum, as in 2017
+        norm_first: True normalizes what goes into each sub-layer (pre-norm, as in most
+            language models since GPT-2). False normalizes each sum, as in 2017
             (post-norm): Norm(x + Sublayer(x)).
 
     Raises:

@@ -59,17 +59,29 @@ SHAPES = {
     "python": "```python\nCODE\n```\n",
     "py": "```py\nCODE\n```\n",
     "python3": "```python3\nCODE\n```\n",
+    "a capital": "```Python\nCODE\n```\n",
+    "python2": "```python2\nCODE\n```\n",
+    "numpy": "```numpy\nCODE\n```\n",
     "a title": '```python title="a.py"\nCODE\n```\n',
     "highlighted lines": '```python hl_lines="1" linenums="1"\nCODE\n```\n',
     "attributes": "```{.python .wide #here}\nCODE\n```\n",
+    "braces and a space": '```{ .py title="a.py" }\nCODE\n```\n',
     "a space before the language": "``` python\nCODE\n```\n",
     "a leading space": " ```python\n CODE\n ```\n",
     "tildes": "~~~python\nCODE\n~~~\n",
     "four backticks": "````python\nCODE\n````\n",
     "a tab": '=== "Tab"\n\n    ```python\n    CODE\n    ```\n',
+    "a tab in an admonition": (
+        '!!! note\n\n    === "Tab"\n\n        ```py\n        CODE\n        ```\n'
+    ),
     "an admonition": "!!! note\n\n    ```python\n    CODE\n    ```\n",
     "folded details": "??? note\n\n    ```python\n    CODE\n    ```\n",
     "a list": "1. One\n\n    ```python\n    CODE\n    ```\n",
+    "a list in a list": (
+        "- One\n    - Two\n\n        ```python\n        CODE\n        ```\n"
+    ),
+    "a footnote": "Text.[^1]\n\n[^1]: Note\n\n    ```py\n    CODE\n    ```\n",
+    "a part of HTML": "<div markdown>\n\n```python\nCODE\n```\n\n</div>\n",
     "details in a list": (
         "1. One\n\n    ??? note\n\n        ```py\n        CODE\n        ```\n"
     ),
@@ -138,9 +150,24 @@ def test_blocks_after_a_failing_one_count_as_not_run(house):
     assert "(line 6) did not pass: skipped" in house.gate()
 
 
+def test_a_block_that_leaves_python_ends_its_page(house):
+    house.page("```python\nraise SystemExit(0)\n```\n\n```python\ny = 1\n```\n")
+    house.test().assert_outcomes(failed=1, skipped=1)
+    assert "(line 5) did not pass: skipped" in house.gate()
+
+
 def test_a_block_picked_by_hand_runs_the_ones_before_it(house):
     house.page("```python\nx = 1\n```\n\n```python\nassert x == 1\n```\n")
     house.test(what="docs/page.md::line 5").assert_outcomes(passed=1)
+
+
+def test_what_is_left_out_is_said_in_one_line(house):
+    skipped = '<!--pytest.mark.skip(reason="no luck")-->\n\n```python\nx = 1\n```\n\n'
+    house.page(3 * skipped)
+    house.write("conftest.py", (ROOT / "conftest.py").read_text(encoding="utf-8"))
+    result = house.test()
+    said = [line for line in result.outlines if "no luck" in line]
+    assert said == ["3 left out: no luck"]
 
 
 def test_a_skipped_block_does_not_pass_the_gate(house):
@@ -156,6 +183,7 @@ def test_pages_share_nothing(house):
     torch.set_default_dtype(torch.float64); torch.set_grad_enabled(False)
     torch.set_num_threads(2); torch.manual_seed(5); random.seed(5)
     torch.set_printoptions(precision=1)
+    torch.set_float32_matmul_precision("medium"); torch.autocast("cpu").__enter__()
     os.environ["LEAK"] = "1"; os.chdir("/"); warnings.simplefilter("ignore")
     leak = 1
     ```
@@ -165,6 +193,8 @@ def test_pages_share_nothing(house):
     import os, random, torch, warnings
     assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled()
     assert torch.get_num_threads() == 1 and torch.initial_seed() == 0
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.is_autocast_enabled("cpu")
     assert "LEAK" not in os.environ and os.getcwd() != "/"
     assert "leak" not in globals() and str(torch.tensor(1 / 3)) == "tensor(0.3333)"
     caught = False
@@ -191,7 +221,8 @@ def test_a_block_that_takes_too_long_fails(house):
     house.page("---\ntime_limit: 0.3\n---\n```python\nwhile True:\n    x = 1\n```\n")
     result = house.test()
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*Timeout*"])
+    result.stdout.fnmatch_lines(["docs/page.md:4: Timeout*"])
+    assert "make outputs" not in result.stdout.str()
 
 
 @pytest.mark.parametrize("code", ["1 + 1", "# nothing", "len([])"])
@@ -293,6 +324,23 @@ def test_a_page_edited_after_the_tests_is_caught(house):
     assert "line 1: ran, but the page does not show it" in faults
 
 
+def test_a_page_edited_elsewhere_than_in_its_code_is_caught(house):
+    one = "```python\nprint(1)\n```\n\n" + OUTPUT.replace("SHOWN", "1")
+    two = "```python\nprint(2)\n```\n\n" + OUTPUT.replace("SHOWN", "2")
+    house.page(one + "\n" + two)
+    house.test().assert_outcomes(passed=2)
+    assert house.gate() == ""
+    swapped = (one + "\n" + two).replace("text\n1", "text\n3")
+    swapped = swapped.replace("text\n2", "text\n1").replace("text\n3", "text\n2")
+    for edited in (
+        two + "\n" + one,  # the order of the blocks
+        swapped,  # outputs that were compared, each under the other's block
+        one + "\n```python\nprint(2)\n```\n",  # an output is gone
+    ):
+        house.page(edited)
+        assert "edited after its blocks ran" in house.gate()
+
+
 def test_a_snippet_edited_after_the_tests_is_caught(house):
     house.write("snippets/a.py", "x = 1\n")
     house.page('```python\n--8<-- "snippets/a.py"\n```\n')
@@ -329,6 +377,7 @@ def test_an_include_of_something_missing_is_red(house, target):
         ("~~~python title=a.py\nx = 1\n~~~\n", "fence"),
         ("<pre><code>x = 1</code></pre>\n", "code outside a fence"),
         ("```pycon\n>>> 1\n1\n```\n", "prompts"),
+        ("```pytb\nTraceback (most recent call last):\n```\n", "a traceback"),
         ("```text\n2\n```\n", "an output that was not compared"),
         ("```python\n```\n", "empty"),
         ("/// nothing | C01\n    a: b\n\nText\n///\n", "a block that is not one"),

@@ -80,6 +80,24 @@ def test_boxes_do_not_overlap_in_a_large_map():
         assert x + concept_map.BOX <= width and y + concept_map.HEIGHT <= height
 
 
+def test_boxes_stand_in_the_order_of_the_navigation(tmp_path):
+    docs = write(tmp_path, a=[], b=[], c=[])
+    nav = "nav:\n  - chapter/c.md\n  - chapter/a.md\n  - chapter/b.md\n"
+    pages = concept_map.in_reading_order(concept_map.concepts(docs), nav)
+    assert [name[-1] for name in pages] == ["c", "a", "b"]
+
+
+def test_lines_between_chapters_share_their_way():
+    pages = {
+        "one/a": {"title": "A", "requires": [], "column": 0},
+        "one/b": {"title": "B", "requires": [], "column": 0},
+        "two/c": {"title": "C", "requires": ["one/a", "one/b"], "column": 1},
+    }
+    drawn = concept_map.draw(pages, ["one", "two"])
+    ways = re.findall(r'<path d="M\d+ [\d.]+(h10.5V[^"]*)"', drawn)
+    assert len(ways) == 2 and len(set(ways)) == 1
+
+
 def test_chapters_come_in_the_readers_order():
     drawn = concept_map.draw(many_pages(), ["chapter-3", "chapter-1"])
     found = re.findall(r"<text[^>]*>([^<]*)<", drawn)

@@ -118,7 +118,7 @@ def port(site, base_path):
 
 @pytest.fixture(scope="session")
 def browser(chromium, port):
-    # Port 80, or Material's previews don't recognise the sitemap's addresses. No name
+    # Port 80, or Material's previews don't recognize the sitemap's addresses. No name
     # but localhost resolves: nothing can leave this machine.
     rules = f"MAP localhost:80 127.0.0.1:{port}, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
     with sync_playwright() as playwright:
