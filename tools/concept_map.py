@@ -15,7 +15,7 @@ from markdown.preprocessors import Preprocessor
 from mkdocs.utils.meta import get_data
 
 DOCS = Path("docs")
-BOX, HEIGHT, GAP, ROW, TITLE = 172, 40, 52, 54, 26
+BOX, HEIGHT, GAP, ROW, TITLE = 170, 40, 48, 54, 26
 
 
 def concepts(docs: Path = DOCS) -> dict[str, dict]:
@@ -71,11 +71,31 @@ def _line(x1: float, y1: float, x2: float, y2: float) -> str:
     return f"{start}C{half} {here[1]} {half} {y2} {x2} {y2}"
 
 
-def _bus(x1: float, y1: float, x2: float, y2: float) -> str:
+def _bus(x1: float, y1: float, x2: float, y2: float, lane: int) -> str:
     """From another chapter: straight, so that lines to one box share their way."""
     y2 += 0.5  # on whole pixels, or lines that share their way look thick
     past = f"V{y2 + ROW / 2}H{x2 - 9.5}" if x2 - x1 > GAP else ""
-    return f"M{x1} {y1}h10.5{past}V{y2}H{x2}"
+    return f"M{x1} {y1}h{8.5 + 6 * lane}{past}V{y2}H{x2}"
+
+
+def _lanes(pages: dict[str, dict]) -> dict[tuple[str, str], int]:
+    """In which lane the line from one page to another of a later chapter runs.
+
+    Lines share a lane where that misleads nobody: all of it leads to the same pages.
+    """
+    lanes: dict[int, list[set]] = {}
+    found = {}
+    for name, page in pages.items():
+        chapter = name.rpartition("/")[0]
+        away = [o for o in page["requires"] if o.rpartition("/")[0] != chapter]
+        for other in away:
+            column = pages[other]["column"]
+            sources = {o for o in away if pages[o]["column"] == column}
+            known = lanes.setdefault(column, [])
+            if sources not in known:
+                known.append(sources)
+            found[other, name] = known.index(sources)
+    return found
 
 
 def in_reading_order(pages: dict[str, dict], nav: str) -> dict[str, dict]:
@@ -89,7 +109,7 @@ def draw(pages: dict[str, dict], order: list[str]) -> str:
     rank = {chapter: n for n, chapter in enumerate(order)}
     chapters = sorted(chapters, key=lambda c: (rank.get(c, len(rank)), c))
     boxes, titles, width, height = layout(pages, chapters)
-    marks, links = [], []
+    marks, links, lanes = [], [], _lanes(pages)
     for chapter, y in titles.items():
         text = html.escape(chapter.replace("-", " ").capitalize())
         marks.append(f'<text y="{y + 14}">{text}</text>')
@@ -97,8 +117,9 @@ def draw(pages: dict[str, dict], order: list[str]) -> str:
         x, y = boxes[name]
         for other in page["requires"]:
             x1, y1 = boxes[other][0] + BOX, boxes[other][1] + HEIGHT / 2
-            same = name.rpartition("/")[0] == other.rpartition("/")[0]
-            line = (_line if same else _bus)(x1, y1, x, y + HEIGHT / 2)
+            ends = x1, y1, x, y + HEIGHT / 2
+            lane = lanes.get((other, name))
+            line = _line(*ends) if lane is None else _bus(*ends, lane)
             marks.append(f'<path d="{line}"/>')
         needs = ", ".join(pages[other]["title"] for other in page["requires"])
         says = page["title"] + (f", builds on {needs}" if needs else ", start here")
