@@ -81,7 +81,7 @@ class Control:
         rows = "".join(
             "<tr>"
             + "".join(
-                f'<td><input type="number" step="any" value="{x:g}" '
+                f"<td><input {self._cell(x)} "
                 f'aria-label="{label}, row {i + 1}, column {j + 1}"></td>'
                 for j, x in enumerate(row)
             )
@@ -89,6 +89,11 @@ class Control:
             for i, row in enumerate(self.value)
         )
         return f'<table class="cells" {data}><caption>{label}</caption>{rows}</table>'
+
+    def _cell(self, x: float) -> str:
+        if self.options.get("pixels"):
+            return 'type="checkbox"' + " checked" * bool(x)
+        return f'type="number" step="any" value="{x:g}"'
 
 
 def slider(low, high, value, step=None, label=""):
@@ -110,6 +115,12 @@ def toggle(value, label=""):
 def numbers(rows, label=""):
     """An editable matrix, float32."""
     return Control("numbers", [[float(x) for x in row] for row in rows], label)
+
+
+def pixels(rows, label=""):
+    """A matrix of squares to switch on and off, float32: 0 or 1."""
+    ink = [[float(bool(x)) for x in row] for row in rows]
+    return Control("numbers", ink, label, {"pixels": True})
 
 
 def text(value, slots, vocabulary, label=""):
@@ -143,13 +154,19 @@ class View:
         return f'<div class="view {self.kind}"{reach} data-view="{spec}">{drawn}</div>'
 
 
-def heatmap(output, rows=None, columns=None, hidden=None, title="", digits=2, top=1.0):
+def heatmap(
+    output, rows=None, columns=None, hidden=None, title="", digits=2, top=1.0,
+    marked=None,
+):  # fmt: skip
     """A table of a matrix (R, C), or of several (H, R, C), shaded up to `top`.
 
     `rows` and `columns` are labels, or the name of a text control whose words they are;
-    `hidden` is a bool output that is True where a dot stands for a masked cell.
+    `hidden` is a bool output that is True where a dot stands for a masked cell, and
+    `marked` one that is True where a cell has a frame.
     """
-    return View("heatmap", output, _named(locals(), "output"))
+    return View(
+        "heatmap", output, _named(locals(), "output", "" if marked else "marked")
+    )
 
 
 def lines(series, x, xlim=None, ylim=(0, 1), xlabel="", ylabel=""):
@@ -210,6 +227,7 @@ def _labels(given, count: int, controls: dict) -> list[str]:
 def _draw_heatmap(view: View, outputs: dict, controls: dict) -> str:
     values = outputs[view.output]
     hidden = outputs.get(view.options["hidden"])
+    marked = outputs.get(view.options.get("marked"))
     many = values.dim() == 3
     tables = []
     for n, matrix in enumerate(values if many else [values]):
@@ -218,11 +236,11 @@ def _draw_heatmap(view: View, outputs: dict, controls: dict) -> str:
         )
         title = view.options["title"]
         title = title[n] if isinstance(title, list | tuple) else title
-        tables.append(_table(view, matrix, mask, title, controls))
+        tables.append(_table(view, matrix, mask, title, controls, marked))
     return "".join(tables)
 
 
-def _table(view: View, matrix, mask, title: str, controls: dict) -> str:
+def _table(view: View, matrix, mask, title: str, controls: dict, marked=None) -> str:
     o = view.options
     rows = _labels(o["rows"], matrix.shape[0], controls)
     columns = _labels(o["columns"], matrix.shape[1], controls)
@@ -241,6 +259,8 @@ def _table(view: View, matrix, mask, title: str, controls: dict) -> str:
             style = "" if off else f' style="--v:{shade:.2f}"'
             sign = ' class="negative"' if value < 0 and not off else ""
             none = " hidden" * (gone[1] and not columns[j])
+            if marked is not None:
+                none += f' aria-current="{str(bool(marked[i, j])).lower()}"'
             shown = "·" if off else number(value, o["digits"])
             cells.append(f"<td{sign}{style}{none}>{shown}</td>")
         none = " hidden" * (gone[0] and not rows[i])
@@ -473,7 +493,7 @@ def draw(program, block) -> dict[str, str]:
             control.name = name
         asked.append((function, controls, state or {}, train, views))
 
-    tools = [slider, choice, toggle, numbers, text]
+    tools = [slider, choice, toggle, numbers, pixels, text]
     tools += [heatmap, lines, bars, scatter, network, steps, live]
     before = torch.get_rng_state()
     program.run(block, {tool.__name__: tool for tool in tools})

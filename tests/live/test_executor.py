@@ -280,6 +280,8 @@ def movements():
         yield (lambda x: x[:, :, :1].expand(2, -1, 5)), x
         yield (lambda x: torch.cat((x, x[:, :1], x), 1)), x
         yield (lambda x: torch.stack((x, x), -1)), x
+        yield (lambda x: x.unfold(2, 3, 1)), x
+        yield (lambda x: x.unfold(0, 1, 2).unfold(-2, 2, 2)), x
         yield (lambda x: x.split(2, -1)), x
         yield (lambda x: x.split((1, 3), 2)), x
         yield (lambda x: x.unbind(0)), x

@@ -17,6 +17,7 @@ FIGURES = ROOT / "docs/assets/figures"
 WEIGHTS, MIX = "attention/dot-product/", "attention/multi-head/"
 STEPS, TRAINING = "attention/transformer-block/", "attention/residual/"
 BANDS, VECTOR = "attention/positional-encoding/", "foundations/gradient-clipping/"
+PIXELS = "convolution/feature-hierarchy/"
 LIVE = sorted(
     f"{path.relative_to(ROOT / 'docs').with_suffix('').as_posix()}/"
     for path in (ROOT / "docs").rglob("*.md")
@@ -135,6 +136,52 @@ def test_a_line_opens_and_follows_the_numbers(visit):
     assert shown == printed(y)
 
 
+def test_a_pixel_is_switched_by_mouse_or_key_and_the_map_is_that_of_torch(visit):
+    page, spec = ready(visit(PIXELS)), graph_of("feature-hierarchy/kernel")
+    boxes = page.locator(".cells [type=checkbox]")
+    on = boxes.evaluate_all("boxes => boxes.map(box => box.checked)")
+    image = torch.tensor(on).view(8, 8).float()
+    before = cells(page, 3)
+
+    def shown():
+        inputs = {"kernel": torch.tensor(1), "row": torch.tensor(2.0), "image": image}
+        return export.run(spec["graph"], inputs | {"column": torch.tensor(6.0)})
+
+    page.get_by_label("Kernel").select_option("horizontal edges")
+    move(page, "row", 2)
+    move(page, "column", 6)
+    pixel = page.get_by_label("Image, row 3, column 7")
+    image[2, 6] = 1 - image[2, 6]
+    pixel.click()
+    assert pixel.is_checked() == bool(image[2, 6])
+    assert cells(page, 3) == printed(shown()["map"], 1) != before
+    assert [cells(page, 1), cells(page, 2)] == [printed(m) for m in shown()["pair"]]
+    # The next one to the right, without the mouse
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    image[2, 7] = 1 - image[2, 7]
+    assert cells(page, 0) == printed(image, 0)
+    assert cells(page, 3) == printed(shown()["map"], 1)
+
+
+def test_the_window_and_its_number_are_marked(visit):
+    page = ready(visit(PIXELS))
+    marked = """table => [...table.tBodies[0].rows].map(row =>
+        [...row.cells].map(cell => cell.ariaCurrent === "true"))"""
+    for row, column in ((3, 2), (6, 1)):
+        move(page, "row", row)
+        move(page, "column", column)
+        window, number = torch.zeros(8, 8).bool(), torch.zeros(6, 6).bool()
+        window[row - 1 : row + 2, column - 1 : column + 2] = True
+        number[row - 1, column - 1] = True
+        tables = page.locator(".view table")
+        assert tables.nth(0).evaluate(marked) == window.tolist()
+        assert tables.nth(3).evaluate(marked) == number.tolist()
+        assert tables.nth(1).locator("[aria-current]").count() == 0
+    framed = page.locator("td[aria-current=true]").first
+    assert framed.evaluate("cell => getComputedStyle(cell).outlineStyle") == "solid"
+
+
 def test_training_in_the_page_is_training_in_torch(visit):
     page = ready(visit(TRAINING))
     curve, counted = page.locator("polyline.s2"), page.locator(".buttons output")
@@ -202,6 +249,10 @@ def test_without_javascript_the_figure_shows_its_default(visit, site, base, path
     without = BeautifulSoup(opened.page.content(), "html.parser")
     page = ready(visit(path))
     page.wait_for_timeout(100)
+    marks = [row.get("aria-current") for row in without.select(".view td")]
+    assert marks == page.locator(".view td").evaluate_all(
+        "all => all.map(cell => cell.ariaCurrent)"
+    )
     for kind in (".view td", ".view polyline", ".view svg[role=img]"):
         shown = page.locator(kind).evaluate_all(
             """all => all.map(e => e.hidden ? "" : e.getAttribute("points")

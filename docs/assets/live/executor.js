@@ -291,6 +291,10 @@ export const OPS = {
     const own = strides(x.shape), d = wrap(dim, own.length);
     return view(node, x, own.filter((_, n) => n !== d), wrap(index, x.shape[d]) * own[d]);
   },
+  unfold: (node, x, dim, size, step) => {
+    const own = strides(x.shape), d = wrap(dim, own.length);
+    return view(node, x, [...own.map((s, n) => (n === d ? s * step : s)), own[d]]);
+  },
   "split.Tensor": parts, split_with_sizes: parts,
   "unbind.int": (node, x, dim = 0) => node.outputs.map((part, n) => OPS["select.int"](part, x, dim, n)),
   cat: (node, tensors, dim = 0) => joined(node, tensors, dim),

@@ -44,13 +44,13 @@ const READ = {
   numbers: (element) => {
     const rows = [...element.rows];
     const inputs = [...element.querySelectorAll("input")];
-    // An emptied field counts as 0: the others stay as they are.
-    const data = Float32Array.from(inputs, (input) => input.valueAsNumber || 0);
+    // An emptied field counts as 0, as does a pixel that is off.
+    const data = Float32Array.from(inputs, (input) => (input.checked ? 1 : input.valueAsNumber || 0));
     return { shape: [rows.length, rows[0].cells.length], dtype: "float32", data };
   },
 };
 
-function fill(table, tensor, offset, o, hidden, words) {
+function fill(table, tensor, offset, o, hidden, words, marked) {
   const [count, width] = tensor.shape.slice(-2);
   const labels = (given) => (typeof given === "string" ? words[given] : null);
   const rows = labels(o.rows), columns = labels(o.columns);
@@ -74,6 +74,7 @@ function fill(table, tensor, offset, o, hidden, words) {
       const off = hidden && hidden.data[at % hidden.data.length];
       cell.textContent = off ? "·" : number(value, o.digits);
       cell.classList.toggle("negative", !off && value < 0);
+      if (marked) cell.setAttribute("aria-current", !!marked.data[at % marked.data.length]);
       if (off) cell.style.removeProperty("--v");
       else cell.style.setProperty("--v", Math.min(1, Math.abs(value) / o.top).toFixed(2));
       if (columns) cell.hidden = columns[j] === undefined;
@@ -92,7 +93,7 @@ const SHOW = {
     const tensor = outputs[o.output];
     const tables = element.querySelectorAll("table");
     const size = tensor.data.length / tables.length;
-    tables.forEach((table, n) => fill(table, tensor, n * size, o, outputs[o.hidden], words));
+    tables.forEach((table, n) => fill(table, tensor, n * size, o, outputs[o.hidden], words, outputs[o.marked]));
   },
   lines(element, o, outputs) {
     const said = Object.entries(o.series).map(([label, name], n) => {
