@@ -13,6 +13,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_NUM_THREADS := 1
 
 python := .venv/bin/python
+# The blocks of a page run in order, so that a file stays with one process.
+parallel := -n auto --maxprocesses 4 --dist loadfile
 # PAGE=attention/multi-head: this page and the tests of its snippet.
 pages = $(if $(PAGE),$(if $(filter labs/%,$(PAGE)),--labs) docs/$(PAGE).md $(wildcard tests/$(subst -,_,$(dir $(PAGE)))test_$(subst -,_,$(notdir $(PAGE))).py))
 
@@ -23,13 +25,13 @@ serve: .venv/installed ## serve the site on localhost, reloading on every change
 	$(python) -m mkdocs serve --livereload
 
 test: .venv/installed ## run every test and every block (PAGE=attention/multi-head for one page)
-	$(python) -m pytest $(pages)
+	$(python) -m pytest $(or $(pages),$(parallel))
 
 site: test ## the tests, the labs, then the strict build and the gate on its HTML
 	$(if $(wildcard docs/labs/*.md),$(python) -m pytest -q --labs docs/labs)
 	$(python) -m mkdocs build --strict --clean
 	$(python) -m tools.gate site
-	$(python) -m pytest -q tests/site --every-page
+	$(python) -m pytest -q tests/site --every-page $(parallel)
 
 outputs: .venv/installed ## rewrite the outputs and figures that the pages show (PAGE=…)
 	$(python) -m pytest -q --write-outputs --labs $(if $(PAGE),docs/$(PAGE).md,docs)

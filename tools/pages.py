@@ -37,6 +37,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if config.option.write_outputs and getattr(config.option, "numprocesses", None):
+        raise pytest.UsageError("--write-outputs runs in one process: leave out -n")
     config.stash[_RUN] = Run(config)
     config.pluginmanager.register(config.stash[_RUN])
 
@@ -67,16 +69,29 @@ class Page(codeblocks.MarkdownFile):
         self.page = self.path.relative_to(root).as_posix()
         blocks = Scanner.of(root / "mkdocs.yml").blocks(self.path)
         meta = get_data(self.path.read_text(encoding="utf-8-sig"))[1]
+        source = ledger.source_digest(self.path)
         self.items = []
         for n, block in enumerate(blocks):
             name = f"line {block.fence.opening[1]}"
             item = PageBlock.from_parent(self, name=name, obj=block)
             item.number = n
+            # Reports carry this to whoever keeps the ledger, from other processes too.
+            about = {
+                "page": self.page,
+                "source": source,
+                "number": n,
+                "of": len(blocks),
+                "digest": block.digest,
+                "line": block.fence.opening[1],
+                "figure": block.fence.language in FIGURES,
+                "shown": digest(block.shown.code) if block.shown else None,
+            }
+            item.user_properties.append(("block", about))
             item.add_marker(pytest.mark.timeout(meta.get("time_limit", TIME_LIMIT)))
             for mark in block.marks:
                 item.add_marker(eval(mark, {"pytest": pytest}))
             self.items.append(item)
-        self.config.stash[_RUN].pages[self.page] = self
+        self.config.stash[_RUN].collected.append(self.path)
         return self.items
 
     def setup(self):
@@ -167,40 +182,61 @@ class Run:
 
     def __init__(self, config):
         self.config = config
-        self.pages: dict[str, Page] = {}
+        self.state = ledger.state(config.rootpath)
+        self.collected: list[Path] = []
         self.outcomes: dict[str, str] = {}
+        self.blocks: dict[str, dict[str, dict]] = {}
         self.comparisons: dict[str, list[dict]] = {}
         self.outputs: list[tuple[PageBlock, str]] = []
+        self.changed = False
 
     def pytest_runtest_logreport(self, report):
-        known = self.outcomes.get(report.nodeid, "passed")
-        self.outcomes[report.nodeid] = known if report.passed else report.outcome
-        if report.when == "call" and report.passed:
-            found = [
-                value for key, value in report.user_properties if key == "compared"
-            ]
-            self.comparisons.setdefault(report.nodeid, []).extend(found)
+        node = report.nodeid
+        known = self.outcomes.get(node, "passed")
+        self.outcomes[node] = known if report.passed else report.outcome
+        for kind, value in report.user_properties:
+            if kind == "block":
+                self.blocks.setdefault(value["page"], {})[node] = value
+            elif kind == "compared" and report.when == "call" and report.passed:
+                self.comparisons.setdefault(node, []).append(value)
 
     def pytest_sessionfinish(self, session):
+        if hasattr(self.config, "workerinput"):  # the process that started it writes
+            return
         nothing_to_do = session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED
         if nothing_to_do and self.config.option.labs:
             session.exitstatus = pytest.ExitCode.OK
         self.write_outputs()
+        root = self.config.rootpath
+        self.changed = ledger.state(root) != self.state
+        if not self.changed:
+            ledger.write(root, self.pages(), self.compared(), torch.__version__)
+
+    def pytest_terminal_summary(self, terminalreporter):
+        if self.changed:
+            terminalreporter.line(
+                "The project changed meanwhile: this run is not kept."
+            )
+
+    def pages(self) -> dict[str, dict]:
+        """Pages that ran from the first block to the last, and are as they were."""
         pages = {}
-        for name, page in self.pages.items():
+        for name, found in self.blocks.items():
+            ordered = sorted(found.items(), key=lambda pair: pair[1]["number"])
+            (_, first), *_ = ordered
+            now = ledger.source_digest(self.config.rootpath / name)
+            if len(found) < first["of"] or now != first["source"]:
+                continue
+            kept = ("digest", "line", "figure", "shown")
             blocks = [
-                {
-                    "digest": item.obj.digest,
-                    "line": item.obj.fence.opening[1],
-                    "figure": item.obj.fence.language in FIGURES,
-                    "outcome": self.outcomes.get(item.nodeid, "not run"),
-                    "shown": digest(item.obj.shown.code) if item.obj.shown else None,
-                }
-                for item in page.items
+                {key: about[key] for key in kept} | {"outcome": self.outcomes[node]}
+                for node, about in ordered
             ]
-            if all(block["outcome"] != "not run" for block in blocks):
-                source = ledger.source_digest(page.path)
-                pages[name] = {"source": source, "blocks": blocks}
+            pages[name] = {"source": now, "blocks": blocks}
+        return pages
+
+    def compared(self) -> dict[str, dict]:
+        """For each test file and reference: how often compared, how far off."""
         compared = {}
         for node, found in self.comparisons.items():
             file = node.split("::")[0]
@@ -210,8 +246,7 @@ class Run:
                 best = entries.setdefault(key, {**entry, "times": 0})
                 best["times"] += 1
                 best["difference"] = max(best["difference"], entry["difference"])
-        root = self.config.rootpath
-        ledger.write(root, pages, compared, torch.__version__)
+        return compared
 
     def write_outputs(self) -> None:
         by_file: dict[Path, list[tuple[int, int, list[str]]]] = {}
@@ -241,8 +276,8 @@ class Run:
             path.write_text("\n".join(lines))
         if self.config.option.write_outputs:
             config = load_config(str(self.config.rootpath / "mkdocs.yml"))
-            for page in self.pages.values():
-                takeaway.store(page.path, config)
+            for page in self.collected:
+                takeaway.store(page, config)
 
 
 def _closing_line(lines: list[str], fence) -> int:

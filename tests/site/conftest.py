@@ -24,6 +24,12 @@ from ..conftest import FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ["", "attention/dot-product/"]
+LIVE = sorted(
+    f"{path.relative_to(ROOT / 'docs').with_suffix('').as_posix()}/"
+    for path in (ROOT / "docs").rglob("*.md")
+    if "```live name=" in path.read_text(encoding="utf-8")
+)
+LIVE_SAMPLE = ["attention/dot-product/", "attention/residual/"]
 
 
 def pytest_addoption(parser):
@@ -44,6 +50,9 @@ def pytest_generate_tests(metafunc):
             names = sorted(path.relative_to(ROOT / "site").as_posix() for path in found)
             pages = [name.removesuffix("index.html") for name in names]
         metafunc.parametrize("page_path", pages, ids=lambda path: path or "home")
+    if "figure_path" in metafunc.fixturenames:
+        pages = LIVE if every_page(metafunc.config) else LIVE_SAMPLE
+        metafunc.parametrize("figure_path", pages)
 
 
 @pytest.fixture(scope="session")

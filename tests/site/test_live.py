@@ -18,11 +18,6 @@ WEIGHTS, MIX = "attention/dot-product/", "attention/multi-head/"
 STEPS, TRAINING = "attention/transformer-block/", "attention/residual/"
 BANDS, VECTOR = "attention/positional-encoding/", "foundations/gradient-clipping/"
 PIXELS = "convolution/feature-hierarchy/"
-LIVE = sorted(
-    f"{path.relative_to(ROOT / 'docs').with_suffix('').as_posix()}/"
-    for path in (ROOT / "docs").rglob("*.md")
-    if "```live name=" in path.read_text(encoding="utf-8")
-)
 
 
 def graph_of(name: str) -> dict:
@@ -241,13 +236,14 @@ def test_vectors_and_their_circle_are_where_torch_puts_them(visit):
         assert ends == pytest.approx(centre, abs=0.1)
 
 
-@pytest.mark.parametrize("path", LIVE)
-def test_without_javascript_the_figure_shows_its_default(visit, site, base, path):
+def test_without_javascript_the_figure_shows_its_default(
+    visit, site, base, figure_path
+):
     opened = visit(java_script_enabled=False)
-    opened.page.goto(base + path)
+    opened.page.goto(base + figure_path)
     assert opened.page.locator("live-figure fieldset").is_hidden()
     without = BeautifulSoup(opened.page.content(), "html.parser")
-    page = ready(visit(path))
+    page = ready(visit(figure_path))
     page.wait_for_timeout(100)
     marks = [row.get("aria-current") for row in without.select(".view td")]
     assert marks == page.locator(".view td").evaluate_all(
@@ -296,8 +292,7 @@ def test_a_figure_comes_alive_after_instant_navigation(visit):
     page.wait_for_function(f"{colour} !== 'rgba(0, 0, 0, 0)'")
 
 
-@pytest.mark.parametrize("path", LIVE)
-def test_figures_are_quick(visit, path):
+def test_figures_are_quick(visit, figure_path):
     started = """new Promise(done => {
         const figure = document.querySelector("live-figure"), start = performance.now()
         new MutationObserver(() => done(performance.now() - start))
@@ -306,7 +301,7 @@ def test_figures_are_quick(visit, path):
     })"""
     times = []
     for _ in range(3):  # the best of three: other work of the machine doesn't count
-        opened = visit(path)
+        opened = visit(figure_path)
         times.append(opened.page.evaluate(started))
     assert min(times) <= 200
     each = """(() => {
