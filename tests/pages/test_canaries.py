@@ -456,6 +456,39 @@ def test_the_ledger_of_another_state_counts_for_nothing(house):
     assert ledger.read(house.root)["pages"] == {}
 
 
+def test_several_processes_keep_one_ledger(house):
+    house.page("```python\nx = 1\n```\n\n```python\nassert x == 1\n```\n")
+    house.write("docs/other.md", "```python\nassert False, 'planted'\n```\n")
+    house.test("-n", "2", "--dist", "loadfile").assert_outcomes(passed=2, failed=1)
+    pages = ledger.read(house.root)["pages"]
+    outcomes = {
+        name: [b["outcome"] for b in run["blocks"]] for name, run in pages.items()
+    }
+    assert outcomes == {
+        "docs/page.md": ["passed", "passed"], "docs/other.md": ["failed"],
+    }  # fmt: skip
+    assert "docs/other.md: the block" in house.gate()
+
+
+def test_outputs_are_not_rewritten_by_several_processes(house):
+    house.page("```python\nprint(1)\n```\n")
+    result = house.test("-n", "2", "--write-outputs")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+
+
+@pytest.mark.parametrize("file", ["snippets/new.py", "docs/page.md"])
+def test_a_run_that_the_project_changed_under_is_not_kept(house, file):
+    path = house.root / file
+    house.write("snippets/old.py", "")
+    change = f"from pathlib import Path\n\nPath({str(path)!r}).write_text('')"
+    house.page(f"```python\n{change}\n```\n")
+    result = house.test()
+    result.assert_outcomes(passed=1)
+    assert ledger.read(house.root)["pages"] == {}
+    if file.startswith("snippets"):
+        result.stdout.fnmatch_lines(["The project changed meanwhile*"])
+
+
 LAB = """```python
 print(1 + 1)
 ```
