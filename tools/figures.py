@@ -211,6 +211,7 @@ def _svg(figure, name: str) -> str:
     svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in names else "", svg)
     svg = re.sub(r"<defs>\s*</defs>", "", svg)
     svg = re.sub(r'<path [^>]*style="fill: none(; opacity: 0)?"/>', "", svg)  # unseen
+    svg = re.sub(r'<path d="M [-.\d]+ [-.\d]+\s*"[^>]*/>', "", svg)  # of one point
     svg = _NEEDLESS.sub("", svg)
     svg = _RECTANGLE.sub(_rectangle, svg)
     while (bare := _GROUP.sub(lambda group: group[1] or "", svg)) != svg:

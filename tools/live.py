@@ -164,9 +164,7 @@ def heatmap(
     `hidden` is a bool output that is True where a dot stands for a masked cell, and
     `marked` one that is True where a cell has a frame.
     """
-    return View(
-        "heatmap", output, _named(locals(), "output", "" if marked else "marked")
-    )
+    return View("heatmap", output, _named(locals(), "output"))
 
 
 def lines(series, x, xlim=None, ylim=(0, 1), xlabel="", ylabel=""):
@@ -227,7 +225,7 @@ def _labels(given, count: int, controls: dict) -> list[str]:
 def _draw_heatmap(view: View, outputs: dict, controls: dict) -> str:
     values = outputs[view.output]
     hidden = outputs.get(view.options["hidden"])
-    marked = outputs.get(view.options.get("marked"))
+    marked = outputs.get(view.options["marked"])
     many = values.dim() == 3
     tables = []
     for n, matrix in enumerate(values if many else [values]):
@@ -294,18 +292,22 @@ def _ticks(low: float, high: float) -> list[float]:
     return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def _tick(value: float) -> str:
+    return f"{value:g}".replace("-", "−")
+
+
 def _frame(o: dict, inner: str, summary: str, xticks: bool = True) -> str:
     marks = []
     for value in _ticks(*o["ylim"]):
         y = _y(value, o)
         marks.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         marks.append(
-            f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{value:g}</text>'
+            f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{_tick(value)}</text>'
         )
     for value in _ticks(*o["xlim"]) if xticks else []:
         marks.append(
             f'<text x="{_x(value, o)}" y="{HEIGHT - BOTTOM + 16}" '
-            f'text-anchor="middle">{value:g}</text>'
+            f'text-anchor="middle">{_tick(value)}</text>'
         )
     middle = (LEFT + WIDTH - RIGHT) / 2
     marks.append(

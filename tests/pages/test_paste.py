@@ -3,7 +3,10 @@
 Its notebook has just these blocks as its cells (test_takeaway.py), so it runs as well.
 """
 
+import ast
+import sys
 from collections import defaultdict
+from importlib.metadata import packages_distributions
 
 import pytest
 from mkdocs.utils.meta import get_data
@@ -11,7 +14,7 @@ from mkdocs.utils.meta import get_data
 from tools import alone
 from tools.blocks import Scanner, is_python
 
-from .conftest import ROOT, SHORT
+from .conftest import PAGES, ROOT, SHORT
 
 
 def blocks_of(page):
@@ -40,6 +43,23 @@ def test_a_reader_who_pastes_the_page_sees_what_it_shows(page, pasted):
         if block.ignore_whitespace:
             printed, shown = "".join(printed.split()), "".join(shown.split())
         assert printed == shown
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in SHORT])
+def test_a_lab_imports_only_what_it_says_it_needs(page):
+    """Pasting a lab would take as long as running it: `make site` does that once."""
+    needs = get_data((ROOT / page).read_text(encoding="utf-8"))[1].get("needs", [])
+    code = "\n".join(block.code for block in blocks_of(page))
+    imported = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+    imported = {name.partition(".")[0] for name in imported}
+    owners = packages_distributions()
+    known = {"torch", *sys.stdlib_module_names}
+    assert {owners[name][0] for name in imported - known} == set(needs)
 
 
 def test_nothing_but_torch_can_be_imported():

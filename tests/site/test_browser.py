@@ -219,3 +219,19 @@ def test_pages_are_light(visit, site, base, page_path):
     assert any(name.endswith(".css") for name in weights)
     live = opened.page.locator("live-figure").count() > 0
     assert sum(weights.values()) <= LIMIT + 12_000 * live, weights
+
+
+def test_nothing_but_a_hair_follows_a_root(visit):
+    """Once browsers leave no gap there, the rule for msqrt makes it negative."""
+    page = visit("foundations/linear/").page
+    size = page.evaluate(
+        "parseFloat(getComputedStyle(document.querySelector('math')).fontSize)"
+    )
+    gaps = page.locator("msqrt:not(:has(mfrac))").evaluate_all("""all => all.map(
+        root => {
+            const next = [root, root.parentElement].map(one => one.nextElementSibling)
+                .find(one => one)
+            const inside = [...root.querySelectorAll("*")].at(-1)
+            return next && [next, inside].map(one => one.getBoundingClientRect())
+        }).filter(found => found).map(([next, inside]) => next.left - inside.right)""")
+    assert gaps and all(-0.1 < gap / size < 0.2 for gap in gaps)
