@@ -31,7 +31,7 @@ site: test ## the tests, the labs, then the strict build and the gate on its HTM
 	$(if $(wildcard docs/labs/*.md),$(python) -m pytest -q --labs docs/labs)
 	$(python) -m mkdocs build --strict --clean
 	$(python) -m tools.gate site
-	$(python) -m pytest -q tests/site --every-page $(parallel)
+	$(python) -m pytest -q tests/site --every-page $(parallel) --dist load
 
 outputs: .venv/installed ## rewrite the outputs and figures that the pages show (PAGE=…)
 	$(python) -m pytest -q --write-outputs --labs $(if $(PAGE),docs/$(PAGE).md,docs)
