@@ -47,7 +47,7 @@ def test_a_reader_who_pastes_the_page_sees_what_it_shows(page, pasted):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in SHORT])
 def test_a_lab_imports_only_what_it_says_it_needs(page):
-    """Pasting a lab would take as long as running it: `make site` does that once."""
+    """Pasting it would run it a second time, and a lab takes a minute."""
     needs = get_data((ROOT / page).read_text(encoding="utf-8"))[1].get("needs", [])
     code = "\n".join(block.code for block in blocks_of(page))
     imported = set()
