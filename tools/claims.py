@@ -1,15 +1,14 @@
-"""A Python-Markdown extension: the claims of the notes and their verdicts.
+"""A Python-Markdown extension: what the notes say, judged on the pages.
 
     /// claim | C18
         verdict: wrong
-        proof: the-heads-fill-the-embedding
 
     What is right instead, in a line, with its source.
     ///
 
-judges a claim on the page that docs/claims.yml names for it; `proof` is the heading
-whose code shows it (left out where nothing can be run). `[CLAIMS]` alone on a line is
-the list of them all, generated from the pages.
+quotes the claim as it stands in notes.md, to the letter, and judges it on the page that
+docs/claims.yml names for it. The block that proves it stands right below; where nothing
+can be run, `unproven:` says why. A claim may be answered without a verdict: `no claim`.
 """
 
 import re
@@ -18,32 +17,75 @@ from functools import cache
 from pathlib import Path
 
 import yaml
-from markdown.preprocessors import Preprocessor
 from pymdownx.blocks import BlocksExtension
 from pymdownx.blocks.block import Block, type_string, type_string_in
 
 DOCS = Path("docs")
+NOTES = Path("notes.md")
 SIGNS = {"holds": "✓", "loosely put": "≈", "wrong": "✗"}
+ANSWERED = "no claim"  # a heading, an opinion, a dead link
 _JUDGED = re.compile(r"^/// claim \| (C\d+)\n((?: {4}.*\n)+)", re.M)
 
 
 def claims() -> dict[str, dict]:
-    """All claims of the notes, in their order: id to section, page and wording."""
-    return _parse((DOCS / "claims.yml").read_text(encoding="utf-8"))
+    """All claims of the notes, in their order: id to page and wording (`says`, a list).
+
+    Raises:
+        ValueError: a quotation is not in the notes to the letter, or not just once; a
+            word of the notes is neither quoted nor listed as no claim.
+    """
+    listed = (DOCS / "claims.yml").read_text(encoding="utf-8")
+    return _parse(listed, NOTES.read_text(encoding="utf-8"))[0]
+
+
+def marks() -> list[tuple[int, int, str | None]]:
+    """Where the notes are quoted: start, end and the claim, or None for no claim."""
+    listed = (DOCS / "claims.yml").read_text(encoding="utf-8")
+    return _parse(listed, NOTES.read_text(encoding="utf-8"))[1]
+
+
+def no_claims() -> list[dict]:
+    """What is left of the notes: phrases (`says`), and why they claim nothing."""
+    listed = (DOCS / "claims.yml").read_text(encoding="utf-8")
+    return yaml.safe_load(listed)["no_claims"]
 
 
 @cache
-def _parse(text: str) -> dict[str, dict]:
-    sections = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return {
-        claim["id"]: {"section": part["section"], **claim}
-        for part in sections
-        for claim in part["claims"]
-    }
+def _parse(listed: str, notes: str) -> tuple[dict, list]:
+    known = yaml.load(listed, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    found, spans = {}, []
+    for claim in known["claims"]:
+        says = claim["says"] if isinstance(claim["says"], list) else [claim["says"]]
+        found[claim["id"]] = {**claim, "says": says}
+        spans += [(*_place(phrase, notes), claim["id"]) for phrase in says]
+    for group in known["no_claims"]:
+        spans += [(*_place(phrase, notes), None) for phrase in group["says"]]
+    spans.sort(key=lambda span: span[:2])
+    end = 0
+    for start, stop, name in [*spans, (len(notes), len(notes), None)]:
+        if start < end:
+            raise ValueError(f"claims.yml quotes twice: {notes[start:end]!r} ({name})")
+        left = notes[end:start].strip(" \n#-.,:*")
+        if re.search(r"[^\W\d_]", left):
+            raise ValueError(f"neither judged nor listed as no claim: {left!r}")
+        end = stop
+    return found, spans
+
+
+def _place(phrase: str, notes: str) -> tuple[int, int]:
+    pattern = r"\s+".join(map(re.escape, phrase.split()))
+    places = [match.span() for match in re.finditer(pattern, notes)]
+    if len(places) != 1:
+        raise ValueError(f"the notes say {len(places)} times, not once: {phrase!r}")
+    return places[0]
+
+
+def quotation(claim: dict) -> str:
+    return " … ".join(claim["says"])
 
 
 def judged() -> dict[str, dict]:
-    """The claims that pages judge: id to page, verdict and proof."""
+    """The claims that pages judge: id to page and verdict."""
     found: dict[str, dict] = {}
     known = claims()
     for path in sorted(DOCS.rglob("*.md")):
@@ -51,18 +93,24 @@ def judged() -> dict[str, dict]:
             page = path.relative_to(DOCS).with_suffix("").as_posix()
             if name not in known or name in found or known[name]["page"] != page:
                 raise ValueError(f"{path}: claim {name} does not belong here")
-            found[name] = {"page": page, "proof": None, **yaml.safe_load(options)}
-            if found[name]["verdict"] not in SIGNS:
+            found[name] = {"page": page, **yaml.safe_load(options)}
+            if found[name]["verdict"] not in [*SIGNS, ANSWERED]:
                 raise ValueError(f"{path}: {name} has no verdict of {list(SIGNS)}")
     return found
+
+
+def tally(verdicts: list[str]) -> str:
+    """How many hold, are loosely put, are wrong, in words and signs."""
+    counts = [(verdicts.count(word), f"{word} {SIGNS[word]}") for word in SIGNS]
+    return ", ".join(f"{n} {what}" for n, what in counts if n)
 
 
 class Claim(Block):
     NAME = "claim"
     ARGUMENT = True
     OPTIONS = {  # noqa: RUF012
-        "verdict": ["", type_string_in(list(SIGNS))],
-        "proof": ["", type_string],
+        "verdict": ["", type_string_in([*SIGNS, ANSWERED])],
+        "unproven": ["", type_string],
     }
 
     def on_validate(self, parent):
@@ -71,66 +119,29 @@ class Claim(Block):
         return True
 
     def on_create(self, parent):
-        verdict = self.options["verdict"]
         name = self.argument
         claim = etree.SubElement(parent, "div", {"class": "claim", "id": name.lower()})
-        claim.set("data-verdict", verdict)
-        head = etree.SubElement(claim, "p", {"class": "claim-says"})
-        word = etree.SubElement(head, "span", {"class": "verdict"})
-        word.text = f"{SIGNS[verdict]} {verdict}"
-        word.tail = " "
-        quote = etree.SubElement(head, "q")
-        quote.text = claims()[name]["says"]
+        claim.set("data-verdict", self.options["verdict"])
+        quote = etree.SubElement(claim, "p", {"class": "claim-says"})
+        etree.SubElement(quote, "q").text = quotation(claims()[name])
         return claim
 
     def on_end(self, block):
-        foot = etree.SubElement(block, "p", {"class": "claim-proof"})
-        if proof := self.options["proof"]:
-            link = etree.SubElement(foot, "a", {"href": f"#{proof}"})
-            link.text = f"{self.argument}: the proof"
-        else:
-            foot.text = f"{self.argument}: judged by its source; nothing was run"
-
-
-class ClaimsList(Preprocessor):
-    def run(self, lines):
-        expanded: list[str] = []
-        for line in lines:
-            expanded += self.table() if line.strip() == "[CLAIMS]" else [line]
-        return expanded
-
-    def table(self) -> list[str]:
-        verdicts = judged()
-        by_word = {w: sum(v["verdict"] == w for v in verdicts.values()) for w in SIGNS}
-        lines = [
-            f"{len(claims())} claims; {len(verdicts)} judged so far: "
-            + ", ".join(f"{n} {word}" for word, n in by_word.items())
-            + ".",
-        ]
-        section = None
-        for name, claim in claims().items():
-            if claim["section"] != section:
-                lines += ["", "</div>"] if section else []
-                section = claim["section"]
-                lines += ["", f"## {section}", "", '<div class="claims" markdown>', ""]
-                lines += ["| No. | The claim | Verdict |", "|---|---|---|"]
-            says = claim["says"].replace("|", r"\|")
-            says = re.sub(r"([*_\[\]{}])", r"\\\1", says)
-            if found := verdicts.get(name):
-                word = found["verdict"]
-                link = f"[{SIGNS[word]} {word}]({claim['page']}.md#{name.lower()})"
-                if found["proof"]:
-                    link += f", [proof]({claim['page']}.md#{found['proof']})"
-            else:
-                link = "its page is not written yet"
-            lines.append(f"| {name} | {says} | {link} |")
-        return [*lines, "", "</div>" if section else "", ""]
+        verdict = self.options["verdict"]
+        word = etree.Element("span", {"class": "verdict"})
+        word.text = f"{SIGNS[verdict]} {verdict}" if verdict in SIGNS else "answered"
+        if len(block) < 2 or block[1].tag != "p":
+            raise ValueError(f"{self.argument}: say in a line what is right")
+        block[1].text, word.tail = None, f" {block[1].text}"
+        block[1].insert(0, word)
+        if reason := self.options["unproven"]:
+            foot = etree.SubElement(block, "p", {"class": "claim-unproven"})
+            foot.text = f"Nothing was run: {reason}."
 
 
 class ClaimsExtension(BlocksExtension):
     def extendMarkdownBlocks(self, md, block_mgr):
         block_mgr.register(Claim, self.getConfigs())
-        md.preprocessors.register(ClaimsList(md), "claims", 28)
 
 
 def makeExtension(**kwargs):

@@ -263,6 +263,11 @@ def validate(language, inputs, options, attrs, md) -> bool:
     return True
 
 
+def lead(options) -> str:
+    """The mark of the figure that opens its page (opening.py)."""
+    return " data-lead" * (options.get("lead") == "yes")
+
+
 def fence(source, language, css_class, options, md, **kwargs) -> str:
     """The stored drawing, in the page."""
     from tools.blocks import digest
@@ -275,4 +280,4 @@ def fence(source, language, css_class, options, md, **kwargs) -> str:
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
     caption = options.get("caption")
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f'<figure data-code="{digest(source)}">{svg}{below}</figure>'
+    return f'<figure data-code="{digest(source)}"{lead(options)}>{svg}{below}</figure>'

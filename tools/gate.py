@@ -13,7 +13,7 @@ from pathlib import Path
 from bs4 import BeautifulSoup
 from mkdocs.utils.meta import get_data
 
-from tools import claims, ledger
+from tools import anatomy, ledger
 from tools.blocks import digest, is_python
 
 LEFTOVERS = {
@@ -22,8 +22,7 @@ LEFTOVERS = {
     "~~~": "a fence that is not one",
     "\n/// ": "a block that is not one",
     "Traceback (most recent call last)": "a traceback",
-    "[CLAIMS]": "the list of claims, not expanded",
-    "[MAP]": "the map of concepts, not expanded",
+    "[NOTES]": "the notes, not expanded",
 }
 
 
@@ -43,11 +42,13 @@ def check(site: Path, root: Path = ledger.ROOT) -> list[str]:
         run = known.get(name, {"blocks": [], "source": ledger.source_digest(source)})
         blocks = run["blocks"]
         concept = "requires" in get_data(source.read_text(encoding="utf-8-sig"))[1]
-        found = [*_census(html, blocks), *_leftovers(html)]
+        found = _census(html, blocks)
         if run["source"] != ledger.source_digest(source):
             found.append("edited after its blocks ran: make test")
         if concept:
-            found += _anatomy(html, stem.as_posix(), root)
+            found += _frame(html, stem.as_posix(), root)
+        found += anatomy.check(html, stem.as_posix(), concept, root)
+        found += _leftovers(html)  # it takes the page apart
         faults += [f"{name}: {fault}" for fault in found]
     return faults
 
@@ -118,22 +119,16 @@ def _leftovers(html: BeautifulSoup) -> list[str]:
     return faults + [why for mark, why in LEFTOVERS.items() if mark in text]
 
 
-def _anatomy(html: BeautifulSoup, page: str, root: Path) -> list[str]:
-    """What every concept's page has, so that losing a hook can't go unseen."""
-    planned = {name for name, claim in claims.claims().items() if claim["page"] == page}
-    judged = {claim["id"].upper() for claim in html.select(".claim[id]")}
-    faults = [f"claim {name} is not judged" for name in sorted(planned - judged)]
-    for claim in html.select(".claim"):
-        words = claim.select_one(".verdict").get_text()
-        if not any(words == f"{sign} {word}" for word, sign in claims.SIGNS.items()):
-            faults.append(f"claim {claim['id']} has no verdict")
+def _frame(html: BeautifulSoup, page: str, root: Path) -> list[str]:
+    """What the theme adds to a concept, so that losing a hook can't go unseen."""
+    faults = []
     stamp = html.select_one("aside.stamp")
     if stamp is None or "Not run" in stamp.get_text():
         faults.append("no stamp of a run")
     if not html.select_one("ul.concept"):
         faults.append("its place among the concepts is missing")
     snippet = f"snippets/{page.replace('-', '_')}.py"
-    links = [link["href"] for link in html.select("ul.concept a[download]")]
+    links = [link["href"] for link in html.select("a[download]")]
     if (root / snippet).exists() and not any(link.endswith(snippet) for link in links):
         faults.append(f"{snippet} can't be downloaded")
     return faults

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mkdocs.structure.files import File
 
-from tools import ledger, takeaway
+from tools import claims, ledger, takeaway
 
 
 def on_files(files, config):
@@ -23,6 +23,7 @@ def on_page_context(context, page, config, nav):
     )
     context["snippet"] = snippet if Path(snippet).exists() else None
     context["stamp"] = ledger.stamp(source, _ledger)
+    context["verdicts"] = _verdicts
     context["colab"] = takeaway.colab(config, page.file.src_uri.removesuffix(".md"))
     return context
 
@@ -30,6 +31,14 @@ def on_page_context(context, page, config, nav):
 def on_pre_build(config):
     _ledger.clear()
     _ledger.update(ledger.read())
+    _verdicts.clear()
+    for found in claims.judged().values():
+        word = found["verdict"]
+        if word in claims.SIGNS:
+            listed = _verdicts.setdefault(f"{found['page']}.md", {"signs": []})
+            listed["signs"].append((word, claims.SIGNS[word]))
+    for listed in _verdicts.values():
+        listed["words"] = claims.tally([word for word, _ in listed["signs"]])
 
 
 def on_nav(nav, config, files):
@@ -44,3 +53,4 @@ def on_env(env, config, files):
 
 _order: list[str] = []
 _ledger: dict = {}
+_verdicts: dict = {}

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 
 from pymdownx.superfences import SuperFencesException
 
-from tools.figures import FOLDER
+from tools.figures import FOLDER, lead
 
 # --- controls: what the reader can move, and the tensor that it gives ----------------
 
@@ -42,8 +42,8 @@ class Control:
         import torch
 
         if self.kind == "text":
-            slots, rows = self.options["slots"], self.options["vocabulary"]
-            ids = [word_id(word, rows) for word in self.value.split()][:slots]
+            slots, known = self.options["slots"], self.options["vocabulary"]
+            ids = [word_id(word, known) for word in self.value.split()][:slots]
             return torch.tensor(ids + [-1] * (slots - len(ids)))
         if self.kind == "toggle":
             return torch.tensor(bool(self.value))
@@ -124,12 +124,19 @@ def pixels(rows, label=""):
 
 
 def text(value, slots, vocabulary, label=""):
-    """Words as ids: int64 of length `slots`, -1 where there is no word."""
+    """Words as ids: int64 of length `slots`, -1 where there is no word.
+
+    `vocabulary` lists the words that are known; all others have the id behind them. A
+    number instead gives every word one of so many ids.
+    """
     return Control("text", value, label, {"slots": slots, "vocabulary": vocabulary})
 
 
-def word_id(word: str, rows: int) -> int:
-    """A word's row of an embedding table: FNV-1a of its letters, as in live.js."""
+def word_id(word: str, rows: int | list[str]) -> int:
+    """A word's row of an embedding table: its place in a list, as in live.js, or FNV-1a
+    of its letters."""
+    if isinstance(rows, list):
+        return rows.index(word.lower()) if word.lower() in rows else len(rows)
     hashed = 2166136261
     for byte in word.lower().encode():
         hashed = ((hashed ^ byte) * 16777619) % 2**32
@@ -582,6 +589,7 @@ def fence(source, language, css_class, options, md, **kwargs) -> str:
     figure = stored.read_text(encoding="utf-8")
     caption = f"<figcaption>{html.escape(options['caption'])}</figcaption>"
     return (
-        f'<figure class="live" data-code="{digest(source)}" data-search-exclude>'
+        f'<figure class="live" data-code="{digest(source)}"{lead(options)}'
+        " data-search-exclude>"
         f"{figure}{caption}</figure>"
     )

@@ -61,7 +61,7 @@ class Program:
             for name, value in namespace.items()
             if not name.startswith("@") and before.get(name) != id(value)
         }
-        if not (stdout.getvalue() or defined or extra or _asserts(block.code)):
+        if not (stdout.getvalue() or defined or extra or asserts(block.code)):
             raise EmptyBlock(
                 "this block prints nothing, asserts nothing, defines nothing"
             )
@@ -139,7 +139,8 @@ def _restore(now, before, names) -> None:
             now.pop(name, None)
 
 
-def _asserts(code: str) -> bool:
+def asserts(code: str) -> bool:
+    """Whether code asserts something."""
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Assert):
             return True

@@ -51,8 +51,8 @@ class Takeaway:
         text = re.sub(r"^ +", "", _CLAIM.sub(self.claim, text), flags=re.M)
         text = _FOLD.sub(r"**\1**", text)
         text = _LINK.sub(self.link, text)
-        text = text.replace("[CLAIMS]", _list_of_claims() if "[CLAIMS]" in text else "")
-        text = re.sub(r"\n{3,}", "\n\n", text.replace("[MAP]", "")).strip()
+        text = text.replace("[NOTES]", _list_of_claims() if "[NOTES]" in text else "")
+        text = re.sub(r"\n{3,}", "\n\n", text).strip()
         if text:
             self.pieces.append(("text", text))
 
@@ -76,8 +76,9 @@ class Takeaway:
     def claim(self, match: re.Match) -> str:
         name, options, text = match.groups()
         verdict = re.search(r"verdict: (.*)", options)[1]
-        says = claims.claims()[name]["says"]
-        return f"- **{claims.SIGNS[verdict]} {verdict}** ({name}): “{says}” {text}"
+        says = claims.quotation(claims.claims()[name])
+        word = f"{claims.SIGNS.get(verdict, '')} {verdict}".strip()
+        return f"- “{says}” **{word}** ({name}): {text}"
 
     def link(self, match: re.Match) -> str:
         here = posixpath.join(posixpath.dirname(self.name), match[1])
@@ -137,7 +138,7 @@ class Takeaway:
 def _list_of_claims() -> str:
     known, verdicts = claims.claims(), claims.judged()
     return "\n".join(
-        f"- {name}: “{claim['says']}” "
+        f"- {name}: “{claims.quotation(claim)}” "
         + (verdicts[name]["verdict"] if name in verdicts else "not judged yet")
         for name, claim in known.items()
     )

@@ -13,8 +13,13 @@ const place = (value, [low, high], start, end) =>
 const x = (value, o) => place(value, o.xlim, FRAME.left, FRAME.width - FRAME.right);
 const y = (value, o) => place(value, o.ylim, FRAME.height - FRAME.bottom, FRAME.top);
 
-// A word's row of an embedding table: FNV-1a of its letters, as in tools/live.py.
+// A word's row of an embedding table, as in tools/live.py: its place in a list, or
+// FNV-1a of its letters.
 function wordId(word, rows) {
+  if (Array.isArray(rows)) {
+    const at = rows.indexOf(word.toLowerCase());
+    return at < 0 ? rows.length : at;
+  }
   let hash = 2166136261;
   for (const byte of new TextEncoder().encode(word.toLowerCase())) {
     hash = Math.imul(hash ^ byte, 16777619) >>> 0;

@@ -1,0 +1,96 @@
+"""A Python-Markdown extension: `[NOTES]` becomes the notes, whole, each phrase judged.
+
+The text is notes.md as it was written, line by line. A judged phrase is a link to the
+place on a page that judges and proves it, with the verdict in sign and word behind it.
+"""
+
+import html
+
+from markdown.extensions import Extension
+from markdown.preprocessors import Preprocessor
+
+from tools.claims import ANSWERED, NOTES, SIGNS, claims, judged, marks, no_claims, tally
+
+
+class Annotated(Preprocessor):
+    def run(self, lines):
+        expanded: list[str] = []
+        for line in lines:
+            expanded += annotated() if line.strip() == "[NOTES]" else [line]
+        return expanded
+
+
+def annotated() -> list[str]:
+    """The notes in Markdown and HTML, after a line that counts the verdicts."""
+    verdicts, known = judged(), claims()
+    words = [found["verdict"] for found in verdicts.values()]
+    count = f"**{len(known)} phrases: {tally(words)}; {words.count(ANSWERED)} answered "
+    count += f"without a verdict; {len(known) - len(words)} open**, because the page "
+    count += "that judges them is not written yet."
+    text = NOTES.read_text(encoding="utf-8")
+    made, start = [count, ""], 0
+    for line in text.split("\n"):
+        made += _line(line, start, verdicts)
+        start += len(line) + 1
+    made += ['??? note "What claims nothing"', ""]
+    for group in no_claims():
+        listed = ", ".join(
+            f"“{_plain(phrase.strip('# '))}”" for phrase in group["says"]
+        )
+        made.append(f"    - {listed}: {group['because']}.")
+    return [*made, ""]
+
+
+def _line(line: str, start: int, verdicts: dict) -> list[str]:
+    """A line of the notes: a heading, or a paragraph with its own marker and indent."""
+    level = len(line) - len(line.lstrip("#"))
+    bare = line.lstrip("# ")
+    if not bare.strip():
+        return [""]
+    marked = _marked(bare, start + len(line) - len(bare), verdicts)
+    if level:
+        return ["", f"{'##' if level < 3 else '###'} {marked}", ""]
+    indent = ' class="in"' * (line[0] in " -" or line[:1].isdigit())
+    return [f"<p{indent}>{marked}</p>"]
+
+
+def _marked(text: str, start: int, verdicts: dict) -> str:
+    """The text, which starts there in the notes, with its quoted phrases marked."""
+    known, parts, done = claims(), [], start
+    end = start + len(text)
+    for first, last, name in marks():
+        if name is None or last <= start or first >= end:
+            continue
+        here, there = max(first, start), min(last, end)
+        parts.append(_plain(text[done - start : here - start]))
+        phrase = _plain(text[here - start : there - start])
+        done = there
+        if found := verdicts.get(name):
+            word = found["verdict"]
+            target = f"{known[name]['page']}/#{name.lower()}"
+            parts.append(
+                f'<a class="mark" data-verdict="{word}" href="../{target}">{phrase}</a>'
+            )
+            label = f"{SIGNS[word]} {word}" if word in SIGNS else "answered"
+        else:
+            word, label = "open", "open"
+            parts.append(f'<span class="mark" data-verdict="open">{phrase}</span>')
+        if last <= end:
+            parts.append(f' <small data-verdict="{word}">{label}</small>')
+    parts.append(_plain(text[done - start :]))
+    return "".join(parts)
+
+
+def _plain(text: str) -> str:
+    """Safe in HTML, and without meaning in Markdown."""
+    text = html.escape(text, quote=False)
+    return "".join(f"&#{ord(c)};" if c in "*_[]()!`~^$\\{}" else c for c in text)
+
+
+class AnnotatedExtension(Extension):
+    def extendMarkdown(self, md):
+        md.preprocessors.register(Annotated(md), "annotated", 28)
+
+
+def makeExtension(**kwargs):
+    return AnnotatedExtension(**kwargs)
