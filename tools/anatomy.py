@@ -41,7 +41,7 @@ def _quotations(html: BeautifulSoup, root: Path) -> list[str]:
     notes = " ".join((root / claims.NOTES).read_text(encoding="utf-8").split())
     return [
         f"not in the notes to the letter: “{part}”"
-        for quote in html.select("q, blockquote")
+        for quote in html.select("q, blockquote > p")
         for part in " ".join(quote.get_text().split()).split(" … ")
         if part not in notes
     ]
@@ -99,9 +99,7 @@ def _anatomy(html: BeautifulSoup) -> list[str]:
         faults.append('no figure opens it: one has lead="yes"')
     glance = [e for e in top if e.name == "ul" and "concept" not in e.get("class", ())]
     if [len(one.select("li")) for one in glance] != [GLANCE]:
-        faults.append(
-            f"at a glance: one list of {GLANCE} lines before the first section"
-        )
+        faults.append(f"at a glance: a list of {GLANCE} lines before the first section")
     traps = text.select("h2#what-goes-wrong ~ h3")
     traps = [
         t for t in traps if t.find_previous_sibling("h2")["id"] == "what-goes-wrong"

@@ -1,59 +1,11 @@
 """Planted faults: each must turn its gate red, or the gate is not one."""
 
-import textwrap
-from pathlib import Path
-
 import pytest
-import yaml
-from mkdocs.commands.build import build
-from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
 
-from tools import gate, ledger
+from tools import ledger
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-EXTENSIONS = CONFIG[CONFIG.index("markdown_extensions:") :]
-VALIDATION = CONFIG[CONFIG.index("validation:") : CONFIG.index("extra_css")]
-
-
-class House:
-    """A small project with the real plugin, extensions and gate."""
-
-    def __init__(self, pytester):
-        self.pytester = pytester
-        self.root = pytester.path
-        self.site = self.root / "site"
-        # MkDocs' own theme: templates are not what is tested here.
-        config = f"site_name: Canary\nsite_dir: site\n{VALIDATION}{EXTENSIONS}"
-        self.write("mkdocs.yml", config)
-        self.write("docs/index.md", "# Home\n")
-        self.write("docs/claims.yml", "[]")
-        self.write("requirements.txt", "")
-
-    def write(self, name: str, text: str) -> None:
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(text), encoding="utf-8")
-
-    def page(self, text: str) -> None:
-        self.write("docs/page.md", text)
-
-    def test(self, *options, what="docs"):
-        return self.pytester.runpytest_inprocess("-p", "tools.pages", what, *options)
-
-    def build(self) -> None:
-        build(load_config(str(self.root / "mkdocs.yml"), strict=True))
-
-    def gate(self) -> str:
-        self.build()
-        return "\n".join(gate.check(self.site, self.root))
-
-
-@pytest.fixture
-def house(pytester):
-    return House(pytester)
-
+from .conftest import ROOT
 
 SHAPES = {
     "python": "```python\nCODE\n```\n",
@@ -427,19 +379,6 @@ def test_a_figure_without_name_or_text_alternative_is_red(house, header):
     assert house.test().ret != 0
     with pytest.raises(Exception, match="a figure needs"):
         house.build()
-
-
-def test_the_claims_of_a_page_must_be_judged_on_it(house):
-    claim = {"id": "C01", "page": "page", "says": "x"}
-    claims = [{"section": "S", "claims": [claim]}]
-    house.write("docs/claims.yml", yaml.safe_dump(claims))
-    house.page("---\nrequires: []\n---\n# P\n\nText.\n")
-    assert "claim C01 is not judged" in house.gate()
-    judged = "/// claim | C01\n    verdict: holds\n\nIndeed.\n///\n"
-    house.page(f"---\nrequires: []\n---\n# P\n\n{judged}")
-    assert "C01" not in house.gate()
-    house.page(f"# P\n\n{judged.replace('holds', 'maybe')}")
-    assert "a block that is not one" in house.gate()
 
 
 def test_an_unknown_formula_or_claim_word_never_reaches_a_page(house):

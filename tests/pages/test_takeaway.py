@@ -1,5 +1,6 @@
 """What a reader takes along is the page: all of it, and as it was tested."""
 
+import re
 import shutil
 
 import nbformat
@@ -57,11 +58,11 @@ def test_a_notebook_is_valid_and_has_every_block_and_output(page):
 @every_concept
 def test_the_text_is_plain_markdown_and_complete(page):
     text = takeaway.Takeaway(ROOT / page, CONFIG).markdown()
-    for leftover in ("--8<--", "///", "???", "pytest-codeblocks", ".md)", "[CLAIMS]"):
+    for leftover in ("--8<--", "///", "???", "pytest-codeblocks", ".md)", "[NOTES]"):
         assert leftover not in text
     source = (ROOT / page).read_text(encoding="utf-8")
     claims = source.count("/// claim")
-    assert text.count("\n- **") == claims
+    assert len(re.findall(r"^- “.*” \*\*.*\*\* \(C\d+\): ", text, re.M)) == claims
     for heading in [line for line in source.split("\n") if line.startswith("#")]:
         assert heading in text
 
@@ -69,7 +70,7 @@ def test_the_text_is_plain_markdown_and_complete(page):
 @pytest.fixture
 def house(tmp_path):
     """A copy of the site's settings with one page of its own."""
-    for name in ("mkdocs.yml", "tools", "snippets", "docs/claims.yml"):
+    for name in ("mkdocs.yml", "notes.md", "tools", "snippets", "docs/claims.yml"):
         source, target = ROOT / name, tmp_path / name
         target.parent.mkdir(exist_ok=True)
         copy = shutil.copytree if source.is_dir() else shutil.copy

@@ -9,7 +9,7 @@ from .conftest import ROOT
 DESKTOP, PHONE = (1440, 900), (390, 844)
 PAGE = "attention/dot-product/"
 PAPER = {"light": "rgb(255, 254, 251)", "dark": "rgb(23, 24, 26)"}
-LIMIT = 80_000  # bytes of HTML, CSS and JavaScript, gzipped
+LIMIT = 90_000  # bytes of HTML, CSS and JavaScript, gzipped
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -85,10 +85,18 @@ def test_search_finds_a_page(visit, base):
 
 def test_hovering_a_link_shows_where_it_leads(visit):
     page = visit("").page
-    page.locator("article a[href$='claims/']").first.hover()
+    page.locator("article a[href$='notes/']").first.hover()
     preview = page.locator(".md-tooltip2--active")
     preview.wait_for()
-    assert "Every claim of the notes" in preview.inner_text()
+    assert "The notes, annotated" in preview.inner_text()
+
+
+def test_hovering_a_judged_phrase_shows_what_is_right(visit):
+    page = visit("notes/").page
+    page.locator("a.mark[href$='#c78']").first.hover()
+    preview = page.locator(".md-tooltip2--active")
+    preview.wait_for()
+    assert "loosely put" in preview.inner_text()
 
 
 def test_the_scheme_is_the_systems_until_the_reader_chooses(visit):
@@ -115,10 +123,12 @@ def test_the_copy_button_copies_the_code_and_nothing_else(visit):
     opened = visit(PAGE, permissions=["clipboard-read", "clipboard-write"])
     page = opened.page
     snippet = (ROOT / "snippets/attention/dot_product.py").read_text(encoding="utf-8")
-    button = page.locator(".language-python .md-code__button").first
+    page.get_by_text("The whole file").click()
+    file = page.locator(".language-python:has(.filename)")
+    button = file.locator(".md-code__button")
     button.focus()  # by keyboard: visible as soon as it has the focus
     assert (
-        page.locator(".md-code__nav").first.evaluate("e => getComputedStyle(e).opacity")
+        file.locator(".md-code__nav").evaluate("e => getComputedStyle(e).opacity")
         == "1"
     )
     page.keyboard.press("Enter")

@@ -267,7 +267,7 @@ def test_without_javascript_the_figure_shows_its_default(
 
 
 def test_figures_load_their_code_only_where_there_is_one(visit):
-    opened = visit("claims/")
+    opened = visit("notes/")
     opened.page.wait_for_load_state("networkidle")
     assert not [url for url in opened.requests if "/live/" in url]
     opened = visit(WEIGHTS)
