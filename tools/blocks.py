@@ -49,7 +49,6 @@ class Block:
     fence: Fence
     code: str
     shown: Fence | None = None  # the output that the page shows under it
-    ignore_whitespace: bool = False
     importorskip: str | None = None
     marks: list[str] = field(default_factory=list)
 
@@ -193,15 +192,10 @@ class Scanner:
             if block is None:  # the parser took it as the output of the one before
                 blocks[-1].shown = fence
             elif runs(fence.language):
-                blocks.append(
-                    Block(
-                        fence,
-                        fence.code,
-                        ignore_whitespace=block.expected_output_ignore_whitespace,
-                        importorskip=block.importorskip,
-                        marks=block.marks,
-                    )
-                )
+                if block.expected_output_ignore_whitespace:
+                    raise PageError(fence, "an output is compared with its spaces")
+                made = Block(fence, fence.code, None, block.importorskip, block.marks)
+                blocks.append(made)
             elif block.expected_output is not None:
                 raise PageError(
                     fence, "an output is shown under a block that is not run"

@@ -34,19 +34,32 @@ DASHES = ["-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)), (0, (2, 1))]
 
 
 def same(stored: Path, drawn: str) -> bool:
-    """Equal but for what differs between processors: the last digits of a number."""
+    """Equal but for what differs between processors: the last digits of coordinates."""
     if not stored.exists():
         return False
     old = stored.read_text(encoding="utf-8")
     if stored.suffix == ".json":
         return _close(json.loads(old), json.loads(drawn))
-    if _NUMBER.sub("0", old) != _NUMBER.sub("0", drawn):
+    if _COORDINATES.sub("", old) != _COORDINATES.sub("", drawn):
         return False
-    pairs = zip(_NUMBER.findall(old), _NUMBER.findall(drawn), strict=True)
-    return all(abs(float(a) - float(b)) <= 0.2 for a, b in pairs)
+    pairs = zip(_COORDINATES.findall(old), _COORDINATES.findall(drawn), strict=True)
+    return all(_near(a, b, 0.02 if name == "style" else 0.2)
+               for (name, a), (_, b) in pairs)  # fmt: skip
 
 
+# Where a mark stands, and how dark it is. All else, text above all, is exact.
+_COORDINATES = re.compile(
+    r"(?<=\s)(d|points|x|y|x1|y1|x2|y2|cx|cy|rx|ry|r|width|height|transform|"
+    r'stroke-width|style)="([^"]*)"'
+)
 _NUMBER = re.compile(r"(?<![#\w-])-?\d+\.?\d*")
+
+
+def _near(a: str, b: str, tolerance: float) -> bool:
+    if _NUMBER.sub("0", a) != _NUMBER.sub("0", b):
+        return False
+    pairs = zip(_NUMBER.findall(a), _NUMBER.findall(b), strict=True)
+    return all(abs(float(x) - float(y)) <= tolerance for x, y in pairs)
 
 
 def _close(a, b) -> bool:

@@ -7,14 +7,23 @@ very state of the project, every shown output must have been compared, every fig
 drawn; and what the generator lets pass in silence must not be there.
 """
 
+import re
 import sys
 from pathlib import Path
 
 from bs4 import BeautifulSoup
+from mkdocs.config import load_config
 from mkdocs.utils.meta import get_data
 
-from tools import anatomy, ledger
+from tools import anatomy, ledger, takeaway
 from tools.blocks import digest, is_python
+
+# What the generator and the theme make, besides the pages.
+FRAME = ("404.html", "assets/", "css/", "fonts/", "img/", "js/", "llms", "search/",
+         "search.html", "sitemap.xml", "webfonts/")  # fmt: skip
+# Pygments calls them Python; they are what somebody once saw.
+TRANSCRIPTS = ("pycon", "ipython", "pytb", "py2tb", "python-console", "cython")
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w])")
 
 LEFTOVERS = {
     "--8<--": "an include that was not resolved",
@@ -50,7 +59,35 @@ def check(site: Path, root: Path = ledger.ROOT) -> list[str]:
         found += anatomy.check(html, stem.as_posix(), concept, root)
         found += _leftovers(html)  # it takes the page apart
         faults += [f"{name}: {fault}" for fault in found]
-    return faults
+    return faults + [
+        f"{fault}: nobody has looked at it" for fault in _strangers(site, root)
+    ]
+
+
+def _strangers(site: Path, root: Path) -> list[str]:
+    """Files of the site that are no page, and made of no page and no snippet."""
+    config = load_config(str(root / "mkdocs.yml"))
+    made: dict[str, str | bytes] = {}
+    for source in (root / "docs").rglob("*.md"):
+        stem = source.relative_to(root / "docs").with_suffix("")
+        taken = takeaway.Takeaway(source, config)
+        folder = stem.parent if stem.name == "index" else stem
+        made[(folder / "index.html").as_posix()] = ""
+        made[f"{stem}.md"] = taken.markdown()
+        if takeaway.has_notebook(source):
+            made[f"{stem}.ipynb"], made[f"{stem}.py"] = taken.notebook(), taken.script()
+    everything = {path: path.relative_to(site).as_posix() for path in site.rglob("*.*")}
+    strangers = []
+    for path, name in everything.items():
+        if name.startswith("assets/figures/"):
+            made[name] = (root / "docs" / name).read_text(encoding="utf-8")
+        elif name.startswith("snippets/"):
+            made[name] = (root / name).read_text(encoding="utf-8")
+        elif path.is_dir() or name.startswith(FRAME):
+            continue
+        if name not in made or made[name] not in ("", path.read_text(encoding="utf-8")):
+            strangers.append(name)
+    return strangers
 
 
 def _census(html: BeautifulSoup, blocks: list[dict]) -> list[str]:
@@ -68,20 +105,18 @@ def _census(html: BeautifulSoup, blocks: list[dict]) -> list[str]:
         first = (text.strip().split("\n") or [""])[0]
         if not text.strip():
             faults.append("an empty block")
-        elif language in ("pycon", "ipython", "pytb", "py2tb"):
-            faults.append(f"a block of prompts or a traceback, nobody's code: {first}")
-        elif is_python(language):
+        elif is_python(language) and language not in TRANSCRIPTS:
             shown.add(digest(text))
             faults += _outcome(ran.get(digest(text)), f"the block '{first}'")
-        elif language in ("", "text", "output") and digest(text) not in outputs:
+        elif language not in ("", "text"):
+            faults.append(f"a block of {language}, which nothing runs: {first}")
+        elif digest(text) not in outputs:
             faults.append(f"an output that was not compared: {first}")
-    if stray := [
-        c for c in html.select("pre code") if not c.find_parent(class_="highlight")
-    ]:
-        faults.append(f"code outside a fence: {stray[0].get_text()[:40]}")
+    drawn = [figure["data-code"] for figure in html.select("figure[data-code]")]
     for figure in html.select("figure[data-code]"):
         shown.add(figure["data-code"])
         faults += _outcome(ran.get(figure["data-code"]), "a figure")
+        faults += ["a figure stands twice"] * (drawn.count(figure["data-code"]) > 1)
         if not figure.select_one("svg[role=img][aria-label], table"):
             faults.append("a figure without a text alternative")
     faults += [
@@ -89,6 +124,42 @@ def _census(html: BeautifulSoup, blocks: list[dict]) -> list[str]:
         for name, block in ran.items()
         if name not in shown
     ]
+    return [*faults, *_strays(html), *_numbers(html)]
+
+
+def _strays(html: BeautifulSoup) -> list[str]:
+    """What looks like code, an output or a figure, and is none that was run."""
+    text = html.select_one("article") or html
+    faults = [
+        f"code outside a fence: {stray.get_text()[:40]}"
+        for stray in text.select("pre, samp, textarea, xmp, listing, plaintext")
+        if not stray.find_parent(class_="highlight")
+    ]
+    faults += [
+        f"code of several lines outside a fence: {code.get_text()[:40]}"
+        for code in text.select("code:has(br)")
+    ]
+    faults += [
+        f"a picture that no block draws: {str(drawing)[:60]}"
+        for drawing in text.select("svg, img, canvas, picture, video, iframe, object")
+        if not drawing.find_parent("figure", attrs={"data-code": True})
+    ]
+    return faults
+
+
+def _numbers(html: BeautifulSoup) -> list[str]:
+    """Numbers in captions and text alternatives stand in code or in an output, too."""
+    code = " ".join(block.get_text() for block in html.select(".highlight pre"))
+    known = {float(number) for number in _NUMBER.findall(code)}
+    faults = []
+    for figure in html.select("figure[data-code]"):
+        said = [caption.get_text() for caption in figure.select("figcaption")]
+        said += [svg["aria-label"] for svg in figure.select(":scope > svg[aria-label]")]
+        for number in _NUMBER.findall(" ".join(said)):
+            if float(number) not in known:
+                faults.append(
+                    f"a caption or alternative text says {number}: no code does"
+                )
     return faults
 
 

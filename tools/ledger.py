@@ -9,16 +9,30 @@ lock changes.
 import hashlib
 import json
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = Path(".cache/ledger.json")
-_STATE = ["snippets/**/*.py", "tools/*.py", "tests/**/*.py", "requirements.txt"]
+_STATE = [
+    "snippets/**/*.py",
+    "tools/**/*.*",
+    "tests/**/*.py",
+    "docs/assets/**/*.*",
+    "docs/claims.yml",
+    "conftest.py",
+    "Makefile",
+    "mkdocs.yml",
+    "notes.md",
+    "pyproject.toml",
+    "requirements.txt",
+]
 _LAB = ["snippets/**/*.py", "requirements.txt"]
 
 
 def state(root: Path = ROOT) -> str:
-    """A digest of all that the outcome of a block depends on, besides its page."""
+    """A digest of all that the outcome of a block depends on, besides its page; torch's
+    version is always a part of it."""
     return _digest(root, _STATE)
 
 
@@ -32,8 +46,9 @@ def lab_state(root: Path, page: str) -> str:
 
 
 def _digest(root: Path, globs: list[str]) -> str:
-    sha = hashlib.sha256()
-    for path in sorted({p for glob in globs for p in root.glob(glob)}):
+    sha = hashlib.sha256(version("torch").encode())
+    paths = {p for glob in globs for p in root.glob(glob) if p.is_file()}
+    for path in sorted(p for p in paths if p.suffix != ".pyc"):
         sha.update(path.relative_to(root).as_posix().encode() + b"\0")
         sha.update(path.read_bytes() + b"\0")
     return sha.hexdigest()[:16]

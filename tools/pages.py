@@ -151,8 +151,7 @@ class PageBlock(codeblocks.TestBlock):
 
     def compare(self, printed: str) -> None:
         shown = self.obj.shown.code if self.obj.shown else ""
-        space = r"\s+" if self.obj.ignore_whitespace else r"[ \t]+(?=\n)"
-        if re.sub(space, "", printed) == re.sub(space, "", shown):
+        if _trimmed(printed) == _trimmed(shown):
             return
         if self.config.option.write_outputs:
             self.config.stash[_RUN].outputs.append((self, printed))
@@ -171,6 +170,11 @@ class PageBlock(codeblocks.TestBlock):
 
     def reportinfo(self):
         return self.path, self.obj.fence.opening[1] - 1, f"{self.parent.page}"
+
+
+def _trimmed(text: str) -> str:
+    """Without the spaces at the ends of lines, which editors take away."""
+    return re.sub(r"[ \t]+(?=\n)", "", text)
 
 
 class Stale(Exception):

@@ -16,7 +16,7 @@ SHORT = [page for page in PAGES if not ledger.is_lab(page)]  # labs take too lon
 
 CONFIG = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 EXTENSIONS = CONFIG[CONFIG.index("markdown_extensions:") :]
-VALIDATION = CONFIG[CONFIG.index("validation:") : CONFIG.index("extra_css")]
+SETTINGS = CONFIG[CONFIG.index("exclude_docs:") : CONFIG.index("extra_css")]
 
 
 class House:
@@ -27,7 +27,9 @@ class House:
         self.root = pytester.path
         self.site = self.root / "site"
         # MkDocs' own theme: templates are not what is tested here.
-        config = f"site_name: Canary\nsite_dir: site\n{VALIDATION}{EXTENSIONS}"
+        config = (
+            f"site_name: Canary\nsite_url: https://canary.org/\n{SETTINGS}{EXTENSIONS}"
+        )
         self.write("mkdocs.yml", config)
         self.write("docs/index.md", "# Home\n")
         self.write("notes.md", "")

@@ -1,9 +1,12 @@
 """Planted faults: each must turn its gate red, or the gate is not one."""
 
+import re
+
 import pytest
+from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
 
-from tools import ledger
+from tools import gate, ledger, takeaway
 
 from .conftest import ROOT
 
@@ -328,8 +331,24 @@ def test_an_include_of_something_missing_is_red(house, target):
         ("```python notest\nx = 1\n```\n", "fence"),
         ("~~~python title=a.py\nx = 1\n~~~\n", "fence"),
         ("<pre><code>x = 1</code></pre>\n", "code outside a fence"),
-        ("```pycon\n>>> 1\n1\n```\n", "prompts"),
-        ("```pytb\nTraceback (most recent call last):\n```\n", "a traceback"),
+        ("```pycon\n>>> 1\n1\n```\n", "a block of pycon"),
+        ("```pytb\nTraceback (most recent call last):\n```\n", "a block of pytb"),
+        ("```python-console\n>>> 1\n```\n", "a block of python-console"),
+        ("```console\n$ ls\nfile\n```\n", "a block of console"),
+        ("```bash\nls\n```\n", "a block of bash"),
+        ("```sh\nls\n```\n", "a block of sh"),
+        ('```json\n{"loss": 0.1}\n```\n', "a block of json"),
+        ("```cython\nx = 1\n```\n", "a block of cython"),
+        ("````markdown\n```python\nx = 1\n```\n````\n", "a block of markdown"),
+        ("<pre>loss 0.1</pre>\n", "code outside a fence"),
+        ("<p>It says <samp>0.1</samp>.</p>\n", "code outside a fence"),
+        ("<textarea>x = 1</textarea>\n", "code outside a fence"),
+        ("<p><code>x = 1<br>y = 2</code></p>\n", "code of several lines"),
+        (
+            '<svg viewBox="0 0 9 9"><path d="M0 0h9"/></svg>\n',
+            "a picture that no block",
+        ),
+        ('<p><img src="curve.png" alt="A curve."></p>\n', "a picture that no block"),
         ("```text\n2\n```\n", "an output that was not compared"),
         ("```python\n```\n", "empty"),
         ("/// nothing | C01\n    a: b\n\nText\n///\n", "a block that is not one"),
@@ -357,7 +376,7 @@ def test_a_dead_link_or_anchor_fails_the_build(house, link):
 
 
 def test_a_figure_is_an_output_like_any_other(house):
-    fence = '```figure name="page/a" alt="A line from 0 to VALUE."\nCODE\n```\n'
+    fence = '```figure name="page/a" alt="A line that ends at VALUE."\nCODE\n```\n'
     draw = "axes = canvas(100, 80)\naxes.plot([0, height])"
 
     def page(height):
@@ -371,6 +390,159 @@ def test_a_figure_is_an_output_like_any_other(house):
     assert house.gate() == ""
     page(2)
     house.test().assert_outcomes(passed=1, failed=1)
+
+
+FIGURE = """```python
+height = 0.2
+```
+
+```figure name="page/a" alt="ALT" caption="CAPTION"
+axes = canvas(100, 80)
+axes.plot([0, height])
+axes.text(0, 0.1, f"top {height}")
+```
+"""
+
+
+@pytest.fixture
+def figure(house):
+    """A house with one drawn figure; draw(old, new) edits what is stored."""
+    house.page(FIGURE)
+    house.test("--write-outputs").assert_outcomes(passed=2)
+    house.test().assert_outcomes(passed=2)
+    assert house.gate() == ""
+    return house.root / "docs/assets/figures/page/a.svg"
+
+
+@pytest.mark.parametrize(
+    "old, new, outcome",
+    [
+        ("top 0.2", "top 0.3", "failed"),  # a number that is read
+        (">0.10<", ">0.12<", "failed"),  # of an axis
+        ('viewBox="0 0 100', 'viewBox="0 0 100.1', "failed"),
+        ('<path d="M 5', '<path d="M 9', "failed"),  # a mark, elsewhere
+    ],
+)
+def test_an_edited_drawing_fails_its_block_and_the_gate(
+    house, figure, old, new, outcome
+):
+    svg = figure.read_text()
+    if old not in svg:
+        old, new = _first_coordinate(svg, 4.0)
+    figure.write_text(svg.replace(old, new, 1))
+    assert "was never run in this state" in house.gate()
+    house.test().assert_outcomes(passed=1, failed=1)
+    house.test("--write-outputs")
+    assert figure.read_text() == svg
+
+
+def test_another_processors_last_digit_of_a_coordinate_is_none_of_our_business(
+    house, figure
+):
+    svg = figure.read_text()
+    figure.write_text(svg.replace(*_first_coordinate(svg, 0.1), 1))
+    house.test().assert_outcomes(passed=2)
+
+
+def _first_coordinate(svg: str, by: float) -> tuple[str, str]:
+    path = re.search(r'<path d="M ([\d.]+) ', svg)
+    return path[0], f'<path d="M {float(path[1]) + by:.1f} '
+
+
+@pytest.mark.parametrize("place", ["ALT", "CAPTION"])
+def test_a_number_in_a_caption_or_alternative_text_stands_in_the_code_too(house, place):
+    for said, fault in [("It ends at 0.2.", ""), ("It ends at 0.3.", "says 0.3: no")]:
+        house.page(FIGURE.replace(place, said))
+        house.test("--write-outputs")
+        house.test()
+        assert fault in house.gate() and bool(house.gate()) == bool(fault)
+
+
+def test_an_output_is_compared_with_its_spaces(house):
+    comment = "<!--pytest-codeblocks:expected-output-ignore-whitespace-->"
+    house.page(f"```python\nprint('12 3')\n```\n\n{comment}\n\n```text\n1 23\n```\n")
+    result = house.test()
+    assert result.ret != 0
+    result.stdout.fnmatch_lines(["*an output is compared with its spaces*"])
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "docs/assets/figures/page/a.svg",
+        "docs/claims.yml",
+        "notes.md",
+        "mkdocs.yml",
+        "pyproject.toml",
+        "conftest.py",
+        "Makefile",
+        "tools/theme/main.html",
+    ],
+)
+def test_what_a_run_depends_on_asks_for_a_new_one_when_edited(house, file):
+    house.page("```python\nx = 1\n```\n")
+    house.test()
+    assert house.gate() == ""
+    before = (house.root / file).read_text() if (house.root / file).exists() else ""
+    house.write(file, before + "\n# edited\n" * (file != "notes.md"))
+    if file == "notes.md":
+        house.write(file, "\n")
+    assert "was never run in this state" in house.gate()
+
+
+def test_another_torch_asks_for_a_new_run(house, monkeypatch):
+    house.page("```python\nx = 1\n```\n")
+    house.test()
+    monkeypatch.setattr(ledger, "version", lambda package: "3.0.0")
+    assert "was never run in this state" in house.gate()
+
+
+@pytest.mark.parametrize("name", ["extra.html", "extra.ipynb", "chapter/data.csv"])
+def test_a_file_that_is_no_page_is_not_published_unseen(house, name):
+    house.write(f"docs/{name}", "loss 0.1")
+    assert f"{name}: nobody has looked at it" in house.gate()
+
+
+PUBLISHED = """---
+requires: []
+---
+# P
+
+```python
+print(1)
+```
+
+<!--pytest-codeblocks:expected-output-->
+
+```text
+1
+```
+"""
+
+
+@pytest.mark.parametrize("suffix", [".md", ".ipynb", ".py"])
+def test_what_a_reader_takes_along_is_the_page(house, suffix):
+    house.page(PUBLISHED)
+    house.test("--write-outputs")
+    house.build()
+    config = load_config(str(house.root / "mkdocs.yml"))
+    made = takeaway.Takeaway(house.root / "docs/page.md", config)
+    text = {".md": made.markdown(), ".ipynb": made.notebook(), ".py": made.script()}
+    (house.site / f"page{suffix}").write_text(text[suffix])
+    unseen = f"page{suffix}: nobody has looked at it"
+    assert unseen not in "\n".join(gate.check(house.site, house.root))
+    (house.site / f"page{suffix}").write_text(text[suffix].replace("1", "2"))
+    assert unseen in "\n".join(gate.check(house.site, house.root))
+
+
+def test_a_published_graph_is_the_one_that_was_compared(house, figure):
+    house.build()
+    built = house.site / "assets/figures/page/a.svg"
+    built.parent.mkdir(parents=True)
+    built.write_text(figure.read_text().replace("top 0.2", "top 0.3"))
+    assert "page/a.svg: nobody has looked at it" in "\n".join(
+        gate.check(house.site, house.root)
+    )
 
 
 @pytest.mark.parametrize("header", ['name="page/a"', 'alt="An alternative."'])

@@ -40,8 +40,6 @@ def test_a_reader_who_pastes_the_page_sees_what_it_shows(page, pasted):
     assert result["error"] is None, result["error"]
     for block, printed in zip(blocks_of(page), result["printed"], strict=True):
         shown = block.shown.code if block.shown else ""
-        if block.ignore_whitespace:
-            printed, shown = "".join(printed.split()), "".join(shown.split())
         assert printed == shown
 
 
