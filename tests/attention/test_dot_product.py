@@ -338,7 +338,7 @@ def test_it_compiles_to_one_graph(kind, compiles):
     def function(q, k, v):
         return scaled_dot_product_attention(q, k, v, **chosen, return_weights=True)
 
-    compiles(function, *random_inputs(shape))
+    compiles(function, tuple(random_inputs(shape)))
 
 
 SHAPES_FIT = (

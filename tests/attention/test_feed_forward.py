@@ -124,7 +124,7 @@ def test_non_contiguous_inputs_work(randomize):
 
 @pytest.mark.parametrize("activation", [F.relu, F.gelu])
 def test_it_compiles_to_one_graph(activation, compiles):
-    compiles(PositionwiseFeedForward(8, activation=activation), torch.randn(2, 5, 8))
+    compiles(PositionwiseFeedForward(8, activation=activation), (torch.randn(2, 5, 8),))
 
 
 def test_autocast_and_meta_device_work(randomize):

@@ -428,4 +428,4 @@ def test_it_compiles_to_one_graph(kind, randomize, compiles):
         heads = ours.heads(*inputs, **chosen)
         return *ours(*inputs, **chosen, need_weights=True), heads
 
-    compiles(function, *random_inputs(size))
+    compiles(function, tuple(random_inputs(size)))

@@ -378,4 +378,4 @@ def test_results_are_contiguous(order, dtype):
     ],
 )
 def test_it_compiles_to_one_graph(function, inputs, compiles):
-    compiles(function, *inputs)
+    compiles(function, tuple(inputs))

@@ -104,7 +104,7 @@ def test_the_input_is_not_modified_and_need_not_be_contiguous():
 @pytest.mark.parametrize("shortcut", [None, nn.Linear(8, 5)])
 def test_it_compiles_to_one_graph(shortcut, compiles):
     fn = nn.Linear(8, 8 if shortcut is None else 5)
-    compiles(Residual(fn, shortcut), torch.randn(3, 8))
+    compiles(Residual(fn, shortcut), *((torch.randn(B, 8),) for B in (4, 3)))
 
 
 def test_autocast_and_meta_device_work():

@@ -229,7 +229,7 @@ def test_it_compiles_to_one_graph(kind, norm_first, randomize, compiles):
     size = 2, 5, 8, 2, 16
     block, _ = pair(size, norm_first, randomize)
     mask, _ = random_masks(kind, size)
-    compiles(lambda x: block(x, mask), torch.randn(2, 5, 8, dtype=torch.float64))
+    compiles(lambda x: block(x, mask), (torch.randn(2, 5, 8).double(),))
 
 
 @BOTH_ORDERS
