@@ -7,6 +7,7 @@ place on a page that judges and proves it, with the verdict in sign and word beh
 import html
 
 from markdown.extensions import Extension
+from markdown.extensions.toc import slugify
 from markdown.preprocessors import Preprocessor
 
 from tools.claims import ANSWERED, NOTES, SIGNS, claims, judged, marks, no_claims, tally
@@ -49,7 +50,8 @@ def _line(line: str, start: int, verdicts: dict) -> list[str]:
         return [""]
     marked = _marked(bare, start + len(line) - len(bare), verdicts)
     if level:
-        return ["", f"{'##' if level < 3 else '###'} {marked}", ""]
+        anchor = slugify(bare, "-")
+        return ["", f"{'##' if level < 3 else '###'} {marked} {{: #{anchor} }}", ""]
     indent = ' class="in"' * (line[0] in " -" or line[:1].isdigit())
     return [f"<p{indent}>{marked}</p>"]
 

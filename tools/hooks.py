@@ -15,6 +15,11 @@ def on_files(files, config):
     return files
 
 
+def on_page_content(html, page, config, files):
+    """Keep code out of the search index: words are looked for, and it is heavy."""
+    return html.replace(' highlight">', ' highlight" data-search-exclude>')
+
+
 def on_page_context(context, page, config, nav):
     """What the template can't know: the page's snippet, and its last run."""
     source = f"docs/{page.file.src_uri}"

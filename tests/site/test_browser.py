@@ -51,6 +51,8 @@ def test_a_page_that_is_too_wide_is_found(visit):
 def test_nothing_leaves_the_site(visit, page_path):
     opened = visit(page_path)
     page = opened.page
+    page.wait_for_load_state("networkidle")
+    assert not any("search_index.json" in url for url in opened.requests)
     page.keyboard.press("/")
     page.keyboard.type("softmax")
     page.wait_for_selector(".md-search-result__item")
@@ -81,6 +83,39 @@ def test_search_finds_a_page(visit, base):
     assert first.get_attribute("href").startswith(base + PAGE)
     page.keyboard.press("Enter")
     page.wait_for_url(f"**/{PAGE}*")
+
+
+# What people type, and the page that answers it.
+SOUGHT = {
+    "clip grad": "foundations/gradient-clipping/",
+    "vanishing gradients": "recurrent/rnn/",
+    "weight decay adam": "regularization/l2/",
+    "forget gate": "recurrent/lstm/",
+    "causal mask": "attention/dot-product/",
+    "tied embedding": "regularization/weight-sharing/",
+    "rope": "attention/positional-encoding/",
+    "receptive field": "convolution/feature-hierarchy/",
+    "patience": "regularization/early-stopping/",
+}
+
+
+@pytest.mark.parametrize("words", SOUGHT)
+def test_what_people_type_is_among_the_first_three(visit, base, words):
+    page = visit("").page
+    page.keyboard.press("/")
+    page.keyboard.type(words)
+    results = page.locator(".md-search-result__item")
+    results.first.wait_for()
+    page.wait_for_timeout(300)  # it sorts as one types
+    first = results.locator("a.md-search-result__link").evaluate_all(
+        "links => links.map(link => link.href.split('?')[0].split('#')[0])"
+    )
+    assert base + SOUGHT[words] in list(dict.fromkeys(first))[:3]
+
+
+def test_the_search_index_is_light(site):
+    index = (site / "search/search_index.json").read_bytes()
+    assert len(gzip.compress(index)) <= 60_000
 
 
 def test_hovering_a_link_shows_where_it_leads(visit):
