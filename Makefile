@@ -16,7 +16,7 @@ python := .venv/bin/python
 # The blocks of a page run in order, so that a file stays with one process.
 parallel := -n auto --maxprocesses 4 --dist loadfile
 # PAGE=attention/multi-head: this page and the tests of its snippet.
-pages = $(if $(PAGE),$(if $(filter labs/%,$(PAGE)),--labs) docs/$(PAGE).md $(wildcard tests/$(subst -,_,$(dir $(PAGE)))test_$(subst -,_,$(notdir $(PAGE))).py))
+pages = $(if $(PAGE),docs/$(PAGE).md $(wildcard tests/$(subst -,_,$(dir $(PAGE)))test_$(subst -,_,$(notdir $(PAGE))).py))
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -28,13 +28,13 @@ test: .venv/installed ## run every test and every block (PAGE=attention/multi-he
 	$(python) -m pytest $(or $(pages),$(parallel))
 
 site: test ## the tests, the labs, then the strict build and the gate on its HTML
-	$(if $(wildcard docs/labs/*.md),$(python) -m pytest -q --labs docs/labs)
-	$(python) -m mkdocs build --strict --clean
+	LABS=true $(python) -m mkdocs build --strict --clean
 	$(python) -m tools.gate site
 	$(python) -m pytest -q tests/site --every-page $(parallel) --dist load
 
 outputs: .venv/installed ## rewrite the outputs and figures that the pages show (PAGE=…)
-	$(python) -m pytest -q --write-outputs --labs $(if $(PAGE),docs/$(PAGE).md,docs)
+	$(if $(filter labs/%,$(PAGE)),,$(python) -m pytest -q --write-outputs $(if $(PAGE),docs/$(PAGE).md,docs))
+	$(if $(or $(filter labs/%,$(PAGE)),$(if $(PAGE),,all)),LABS=true OUTPUTS=write $(python) -m mkdocs build --quiet --site-dir .cache/outputs)
 
 mutants: .venv/installed ## break every snippet, see the tests turn red (PAGE=attention for one chapter)
 	$(python) -m tools.mutants $(PAGE)

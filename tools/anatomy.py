@@ -10,9 +10,10 @@ from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
 
-from tools import claims, ledger
+from tools import claims
 from tools.blocks import digest
 from tools.program import asserts
+from tools.sources import is_lab
 
 WORDS, CORE_LINES, TRAPS, GLANCE = 650, 12, 4, 3
 SECTIONS = [
@@ -30,7 +31,7 @@ def check(html: BeautifulSoup, page: str, concept: bool, root: Path) -> list[str
     faults = _quotations(html, root)
     if concept:
         faults += _judgements(html, page)
-    if concept and not ledger.is_lab(f"docs/{page}"):
+    if concept and not is_lab(page):
         faults += _anatomy(html)
         faults += _core(html, root / f"snippets/{page}.py".replace("-", "_"))
     return faults

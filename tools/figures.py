@@ -91,7 +91,7 @@ def draw(program, block) -> dict[str, str]:
     import matplotlib.pyplot as plt
 
     # A page that is pasted draws no figures: they must not move its random numbers.
-    with matplotlib.rc_context(_style()), torch.random.fork_rng(devices=[]):
+    with matplotlib.rc_context(style()), torch.random.fork_rng(devices=[]):
         try:
             program.run(block, _tools(plt))
             if len(plt.get_fignums()) != 1:
@@ -101,7 +101,8 @@ def draw(program, block) -> dict[str, str]:
             plt.close("all")
 
 
-def _style() -> dict:
+def style() -> dict:
+    """matplotlib's settings for every plot of the site."""
     return {
         "svg.fonttype": "none",
         "svg.hashsalt": "",
@@ -201,11 +202,15 @@ def _tools(plt) -> dict:
 
 
 def _svg(figure, name: str) -> str:
-    """matplotlib's SVG, fit to stand in a page: no styles or ids of its own."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True)
-    width, height = (round(72 * inches) for inches in figure.get_size_inches())
-    svg = out.getvalue()
+    return tidy(out.getvalue(), name.replace("/", "-"))
+
+
+def tidy(svg: str, prefix: str) -> str:
+    """matplotlib's SVG, fit to stand in a page: no styles of its own, its own ids."""
+    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()
+    width, height = round(float(width)), round(float(height))
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.S)
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.S)
@@ -215,7 +220,6 @@ def _svg(figure, name: str) -> str:
         svg = svg.replace(color, f"var(--figure-{variable})")
     svg = re.sub(r"font: (\d+)px [^;\"]*", r"font-size: \1px", svg)
     svg = re.sub(r"<[^>]*>", _rounded, svg)  # in attributes: text stays as it is
-    prefix = name.replace("/", "-")
     svg = re.sub(r'\bid="(?!' + prefix + ")", f'id="{prefix}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", svg)
     svg = svg.replace("xlink:href", "href")
@@ -288,9 +292,14 @@ def fence(source, language, css_class, options, md, **kwargs) -> str:
     stored = FOLDER / f"{options['name']}.svg"
     if not stored.exists():
         raise SuperFencesException(f"{stored} is not drawn yet: make outputs")
+    return place(stored, digest(source), options)
+
+
+def place(stored: Path, code: str, options: dict) -> str:
+    """The drawing that the code of this digest made, described."""
     alt = options["alt"].replace("&", "&amp;").replace('"', "&quot;")
     svg = stored.read_text(encoding="utf-8")
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
     caption = options.get("caption")
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f'<figure data-code="{digest(source)}"{lead(options)}>{svg}{below}</figure>'
+    return f'<figure data-code="{code}"{lead(options)}>{svg}{below}</figure>'

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from bs4 import BeautifulSoup
 from mkdocs.config import load_config
-from mkdocs.utils.meta import get_data
 
-from tools import anatomy, ledger, takeaway
+from tools import anatomy, ledger, sources, takeaway
 from tools.blocks import digest, is_python
 
 # What the generator and the theme make, besides the pages.
@@ -35,11 +34,11 @@ LEFTOVERS = {
 }
 
 
-def check(site: Path, root: Path = ledger.ROOT) -> list[str]:
+def check(site: Path, root: Path = sources.ROOT) -> list[str]:
     """All that is wrong with a built site, a line each."""
     known = ledger.read(root)["pages"]
     faults = []
-    for source in sorted((root / "docs").rglob("*.md")):
+    for source in sources.pages(root):
         name = source.relative_to(root).as_posix()
         stem = source.relative_to(root / "docs").with_suffix("")
         folder = stem.parent if stem.name == "index" else stem
@@ -50,7 +49,7 @@ def check(site: Path, root: Path = ledger.ROOT) -> list[str]:
         html = BeautifulSoup(built.read_text(encoding="utf-8"), "html.parser")
         run = known.get(name, {"blocks": [], "source": ledger.source_digest(source)})
         blocks = run["blocks"]
-        concept = "requires" in get_data(source.read_text(encoding="utf-8-sig"))[1]
+        concept = sources.has_notebook(source)
         found = _census(html, blocks)
         if run["source"] != ledger.source_digest(source):
             found.append("edited after its blocks ran: make test")
@@ -68,13 +67,13 @@ def _strangers(site: Path, root: Path) -> list[str]:
     """Files of the site that are no page, and made of no page and no snippet."""
     config = load_config(str(root / "mkdocs.yml"))
     made: dict[str, str | bytes] = {}
-    for source in (root / "docs").rglob("*.md"):
+    for source in sources.pages(root):
         stem = source.relative_to(root / "docs").with_suffix("")
         taken = takeaway.Takeaway(source, config)
         folder = stem.parent if stem.name == "index" else stem
         made[(folder / "index.html").as_posix()] = ""
         made[f"{stem}.md"] = taken.markdown()
-        if takeaway.has_notebook(source):
+        if sources.has_notebook(source):
             made[f"{stem}.ipynb"], made[f"{stem}.py"] = taken.notebook(), taken.script()
     everything = {path: path.relative_to(site).as_posix() for path in site.rglob("*.*")}
     strangers = []

@@ -22,20 +22,16 @@ def on_page_content(html, page, config, files):
 
 def on_page_context(context, page, config, nav):
     """What the template can't know: the page's snippet, and its last run."""
-    source = f"docs/{page.file.src_uri}"
-    snippet = (
-        "snippets/" + page.file.src_uri.removesuffix(".md").replace("-", "_") + ".py"
-    )
+    source, name = f"docs/{page.file.src_uri}", page.file.src_uri.rpartition(".")[0]
+    snippet = f"snippets/{name}.py".replace("-", "_")
     context["snippet"] = snippet if Path(snippet).exists() else None
     context["stamp"] = ledger.stamp(source, _ledger)
     context["verdicts"] = _verdicts
-    context["colab"] = takeaway.colab(config, page.file.src_uri.removesuffix(".md"))
+    context["colab"] = takeaway.colab(config, name)
     return context
 
 
 def on_pre_build(config):
-    _ledger.clear()
-    _ledger.update(ledger.read())
     _verdicts.clear()
     for found in claims.judged().values():
         word = found["verdict"]
@@ -52,6 +48,8 @@ def on_nav(nav, config, files):
 
 def on_env(env, config, files):
     """Write every page as a notebook and as Markdown beside it, in the nav's order."""
+    _ledger.clear()
+    _ledger.update(ledger.read())  # labs have run by now
     pages = {file.src_uri: file.page for file in files.documentation_pages()}
     takeaway.publish([pages[name] for name in _order], config)
 

@@ -12,7 +12,8 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tools.sources import ROOT, is_lab
+
 FILE = Path(".cache/ledger.json")
 _STATE = [
     "snippets/**/*.py",
@@ -27,7 +28,13 @@ _STATE = [
     "pyproject.toml",
     "requirements.txt",
 ]
-_LAB = ["snippets/**/*.py", "requirements.txt"]
+_LAB = [
+    "snippets/**/*.py",
+    "requirements.txt",
+    "tools/labs.py",
+    "tools/kernel.py",
+    "tools/notebook/**/*.*",
+]
 
 
 def state(root: Path = ROOT) -> str:
@@ -36,13 +43,9 @@ def state(root: Path = ROOT) -> str:
     return _digest(root, _STATE)
 
 
-def is_lab(page: str) -> bool:
-    return page.startswith("docs/labs/")
-
-
-def lab_state(root: Path, page: str) -> str:
-    """A digest of all that the outcome of a lab depends on."""
-    return _digest(root, [*_LAB, page])
+def lab_state(root: Path, page: str = "") -> str:
+    """A digest of all that the outcome of a lab depends on, or of any lab's."""
+    return _digest(root, [*_LAB, page] if page else _LAB)
 
 
 def _digest(root: Path, globs: list[str]) -> str:
@@ -90,7 +93,7 @@ def stamp(page: str, ledger: dict) -> dict | None:
     run = ledger["pages"].get(page)
     if not run or run["source"] != source_digest(ROOT / page):
         return None
-    chapter, _, name = page.removeprefix("docs/").removesuffix(".md").rpartition("/")
+    chapter, _, name = page.removeprefix("docs/").rpartition(".")[0].rpartition("/")
     tests = f"tests/{chapter}/test_{name}.py".replace("-", "_")
     return {
         "blocks": len(run["blocks"]),

@@ -13,10 +13,9 @@ import pytest
 import torch
 from _pytest.assertion.rewrite import rewrite_asserts
 from mkdocs.config import load_config
-from mkdocs.utils.meta import get_data
 from pytest_codeblocks import plugin as codeblocks
 
-from tools import figures, ledger, takeaway
+from tools import figures, ledger, sources, takeaway
 from tools.blocks import FIGURES, Block, Scanner, digest
 from tools.program import Program
 
@@ -28,11 +27,6 @@ def pytest_addoption(parser):
         "--write-outputs",
         action="store_true",
         help="rewrite the outputs and figures that the pages show",
-    )
-    parser.addoption(
-        "--labs",
-        action="store_true",
-        help="run the labs too, where no run of theirs is still good",
     )
 
 
@@ -47,18 +41,7 @@ def pytest_collect_file(file_path, parent):
     docs = parent.config.rootpath / "docs"
     if file_path.suffix != ".md" or docs not in file_path.parents:
         return None
-    return Page.from_parent(parent, path=file_path) if _due(parent, file_path) else None
-
-
-def _due(parent, path: Path) -> bool:
-    """Labs run when asked for, and not again while their last run is good."""
-    config = parent.config
-    page = path.relative_to(config.rootpath).as_posix()
-    if not ledger.is_lab(page):
-        return True
-    known = ledger.read(config.rootpath)["pages"].get(page, {"blocks": []})["blocks"]
-    good = known and all(block["outcome"] == "passed" for block in known)
-    return config.option.labs and (config.option.write_outputs or not good)
+    return Page.from_parent(parent, path=file_path)
 
 
 class Page(codeblocks.MarkdownFile):
@@ -68,7 +51,7 @@ class Page(codeblocks.MarkdownFile):
         root = self.config.rootpath
         self.page = self.path.relative_to(root).as_posix()
         blocks = Scanner.of(root / "mkdocs.yml").blocks(self.path)
-        meta = get_data(self.path.read_text(encoding="utf-8-sig"))[1]
+        meta = sources.head(self.path)
         source = ledger.source_digest(self.path)
         self.items = []
         for n, block in enumerate(blocks):
@@ -207,9 +190,6 @@ class Run:
     def pytest_sessionfinish(self, session):
         if hasattr(self.config, "workerinput"):  # the process that started it writes
             return
-        nothing_to_do = session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED
-        if nothing_to_do and self.config.option.labs:
-            session.exitstatus = pytest.ExitCode.OK
         self.write_outputs()
         root = self.config.rootpath
         self.changed = ledger.state(root) != self.state
@@ -280,7 +260,7 @@ class Run:
             path.write_text("\n".join(lines))
         if self.config.option.write_outputs:
             config = load_config(str(self.config.rootpath / "mkdocs.yml"))
-            for page in self.collected:
+            for page in filter(sources.has_notebook, self.collected):
                 takeaway.store(page, config)
 
 

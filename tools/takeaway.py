@@ -14,36 +14,51 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 import nbformat
-from mkdocs.utils.meta import get_data
 
-from tools import claims
+from tools import claims, labs, sources
 from tools.blocks import FIGURES, Scanner, is_python
 
 FOLDER = Path("notebooks")
 _CLAIM = re.compile(r"/// claim \| (C\d+)\n((?: {4}[^\n]*\n)*)\n?(.*?)\n///", re.S)
 _FOLD = re.compile(r'^[?!]{3}\+? \w+ "(.*)"$', re.M)
 _COMMENT = re.compile(r"^\s*<!--[-\s]*pytest.*-->\s*$\n?", re.M)
-_LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)\.md(#[^)\s]*)?\)")
+_LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)\.(?:md|py)(#[^)\s]*)?\)")
 
 
 class Takeaway:
     """One page, cut into text, code and outputs."""
 
-    def __init__(self, page: Path, config):
+    def __init__(self, page: Path, config, cells: list | None = None):
         self.page, self.config = page, config
         root = Path(config.config_file_path).parent
         self.name = page.relative_to(root / "docs").with_suffix("").as_posix()
-        self.meta = get_data(page.read_text(encoding="utf-8-sig"))[1]
+        self.meta = sources.head(page)
         folder = "" if self.name == "index" else f"{self.name}/"
         self.url = urljoin(config.site_url, folder)
-        lines, fences = Scanner.of(root / "mkdocs.yml").fences(page)
         self.pieces: list[tuple[str, str]] = []
+        if sources.is_lab(page):
+            for cell in cells or labs.kept(page):
+                self.cell(cell)
+            return
+        lines, fences = Scanner.of(root / "mkdocs.yml").fences(page)
         position = 0
         for fence in fences:
             self.text("\n".join(lines[position : fence.start]))
             self.fence(fence)
             position = fence.end
         self.text("\n".join(lines[position:]))
+
+    def cell(self, cell) -> None:
+        """A cell of a lab: its snippets' text instead of their imports."""
+        if cell.cell_type != "code":
+            return self.text(cell.source)
+        self.pieces.append(("code", labs.alone(cell.source)))
+        if printed := labs.printed(cell):
+            self.pieces.append(("output", printed.rstrip("\n")))
+        if alt := cell.metadata.get("alt"):
+            self.pieces.append(
+                ("text", f"*What it draws, on [the page]({self.url}): {alt}*")
+            )
 
     def text(self, text: str) -> None:
         text = _COMMENT.sub("", text)
@@ -144,11 +159,6 @@ def _list_of_claims() -> str:
     )
 
 
-def has_notebook(page: Path) -> bool:
-    """Concepts and labs have one."""
-    return "requires" in get_data(page.read_text(encoding="utf-8-sig"))[1]
-
-
 def colab(config, name: str) -> str:
     """Where Colab opens a page's notebook, from the repository."""
     repository = config.repo_url.removeprefix("https://github.com/").rstrip("/")
@@ -160,11 +170,10 @@ def colab(config, name: str) -> str:
 
 def store(page: Path, config) -> None:
     """Write a page's notebook where the repository keeps it."""
-    if has_notebook(page):
-        made = Takeaway(page, config)
-        path = Path(config.config_file_path).parent / FOLDER / f"{made.name}.ipynb"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(made.notebook(), encoding="utf-8")
+    made = Takeaway(page, config)
+    path = Path(config.config_file_path).parent / FOLDER / f"{made.name}.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(made.notebook(), encoding="utf-8")
 
 
 def publish(pages: list, config) -> None:

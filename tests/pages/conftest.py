@@ -7,12 +7,12 @@ import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
-from tools import gate, ledger, takeaway
+from tools import gate, sources
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted(page.relative_to(ROOT).as_posix() for page in ROOT.glob("docs/**/*.md"))
-CONCEPTS = [page for page in PAGES if takeaway.has_notebook(ROOT / page)]
-SHORT = [page for page in PAGES if not ledger.is_lab(page)]  # labs take too long
+PAGES = [page.relative_to(ROOT).as_posix() for page in sources.pages()]
+CONCEPTS = [page for page in PAGES if sources.has_notebook(ROOT / page)]
+SHORT = [page for page in PAGES if not sources.is_lab(page)]  # labs take too long
 
 CONFIG = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 EXTENSIONS = CONFIG[CONFIG.index("markdown_extensions:") :]

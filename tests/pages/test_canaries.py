@@ -598,37 +598,3 @@ def test_a_run_that_the_project_changed_under_is_not_kept(house, file):
     assert ledger.read(house.root)["pages"] == {}
     if file.startswith("snippets"):
         result.stdout.fnmatch_lines(["The project changed meanwhile*"])
-
-
-LAB = """```python
-print(1 + 1)
-```
-
-<!--pytest-codeblocks:expected-output-->
-
-```text
-2
-```
-"""
-
-
-def test_a_lab_runs_when_asked_and_again_only_when_it_or_a_snippet_changed(house):
-    lab, name = house.root / "docs/labs/lab.md", "docs/labs/lab.md"
-    house.write(name, LAB)
-    assert "labs/lab" not in house.test().stdout.str()
-    assert "was never run" in house.gate()
-    house.test("--labs", what="docs/labs").assert_outcomes(passed=1)
-    assert house.gate() == ""
-    result = house.test("--labs", what="docs/labs")
-    result.assert_outcomes()
-    assert result.ret == 0
-    house.write("tools/new.py", "")  # a new tool: pages run again, labs need not
-    assert house.gate() == ""
-    house.write("snippets/new.py", "")
-    assert "was never run" in house.gate()
-    house.test("--labs", what="docs/labs").assert_outcomes(passed=1)
-    lab.write_text(LAB.replace("1 + 1", "1 + 2"))
-    assert "was never run" in house.gate()
-    house.test("--labs", what="docs/labs").assert_outcomes(failed=1)
-    assert "did not pass" in house.gate()
-    house.test("--labs", what="docs/labs").assert_outcomes(failed=1)

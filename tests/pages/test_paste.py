@@ -3,18 +3,14 @@
 Its notebook has just these blocks as its cells (test_takeaway.py), so it runs as well.
 """
 
-import ast
-import sys
 from collections import defaultdict
-from importlib.metadata import packages_distributions
 
 import pytest
-from mkdocs.utils.meta import get_data
 
-from tools import alone
+from tools import alone, sources
 from tools.blocks import Scanner, is_python
 
-from .conftest import PAGES, ROOT, SHORT
+from .conftest import ROOT, SHORT
 
 
 def blocks_of(page):
@@ -26,7 +22,7 @@ def blocks_of(page):
 def pasted():
     by_needs = defaultdict(dict)
     for page in SHORT:
-        needs = get_data((ROOT / page).read_text(encoding="utf-8"))[1].get("needs", [])
+        needs = sources.head(ROOT / page).get("needs", [])
         by_needs[tuple(needs)][page] = [block.code for block in blocks_of(page)]
     results = {}
     for needs, programs in by_needs.items():
@@ -41,23 +37,6 @@ def test_a_reader_who_pastes_the_page_sees_what_it_shows(page, pasted):
     for block, printed in zip(blocks_of(page), result["printed"], strict=True):
         shown = block.shown.code if block.shown else ""
         assert printed == shown
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in SHORT])
-def test_a_lab_imports_only_what_it_says_it_needs(page):
-    """Pasting it would run it a second time, and a lab takes a minute."""
-    needs = get_data((ROOT / page).read_text(encoding="utf-8"))[1].get("needs", [])
-    code = "\n".join(block.code for block in blocks_of(page))
-    imported = set()
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            imported.add(node.module)
-    imported = {name.partition(".")[0] for name in imported}
-    owners = packages_distributions()
-    known = {"torch", *sys.stdlib_module_names}
-    assert {owners[name][0] for name in imported - known} == set(needs)
 
 
 def test_nothing_but_torch_can_be_imported():
