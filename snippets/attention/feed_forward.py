@@ -14,7 +14,7 @@ class PositionwiseFeedForward(nn.Module):
     """FFN(x) = max(0, x W_1 + b_1) W_2 + b_2.
 
     Args:
-        d_model: features of a token, D.
+        d_model: features of a token.
         d_ff: features of the hidden layer, 4 * d_model by default.
         dropout: probability of dropping a hidden feature, as in
             `nn.TransformerEncoderLayer`. (The paper drops features of the output.)
@@ -49,10 +49,10 @@ class PositionwiseFeedForward(nn.Module):
         """Transforms each token.
 
         Args:
-            x: (..., D).
+            x: (..., d_model).
 
         Returns:
-            (..., D).
+            (..., d_model).
 
         Raises:
             ValueError: the last dimension of x is not d_model.
@@ -62,4 +62,4 @@ class PositionwiseFeedForward(nn.Module):
                 f"x must be (..., {self.linear1.in_features}), got {tuple(x.shape)}"
             )
         hidden = self.activation(self.linear1(x))  # (..., d_ff)
-        return self.linear2(self.dropout(hidden))  # (..., D)
+        return self.linear2(self.dropout(hidden))  # (..., d_model)

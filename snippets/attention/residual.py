@@ -36,17 +36,21 @@ class Residual(nn.Module):
             x: whatever fn and shortcut take.
 
         Returns:
-            The sum, of the shape that both have.
+            The sum, of the shape that both have, contiguous.
 
         Raises:
             ValueError: the branch and the shortcut differ in shape.
+            TypeError: one of them is no tensor, as what nn.LSTM returns.
         """
         branch = self.fn(x)
         shortcut = x if self.shortcut is None else self.shortcut(x)
+        for name, y in {"fn": branch, "shortcut": shortcut}.items():
+            if not isinstance(y, Tensor):
+                raise TypeError(f"{name} must return a tensor, got {type(y).__name__}")
         # (4, 8) + (4, 1) would broadcast without a word.
         if branch.shape != shortcut.shape:
             raise ValueError(
                 "fn must return the shape of the shortcut, "
                 f"{tuple(shortcut.shape)}, got {tuple(branch.shape)}"
             )
-        return shortcut + branch
+        return (shortcut + branch).contiguous()

@@ -10,7 +10,7 @@ from snippets.attention.dot_product import scaled_dot_product_attention
 
 TORCH = "F.scaled_dot_product_attention"
 
-# The leading dimensions, L, S, E and Ev
+# The leading dimensions, L, S, d_k and d_v
 SHAPES = [
     ((2, 3), 4, 4, 8, 8),
     ((2, 3), 5, 7, 8, 6),
@@ -28,8 +28,8 @@ SHAPES = [
 
 
 def random_inputs(shape, dtype=torch.float64):
-    batch, L, S, E, Ev = shape
-    sizes = (*batch, L, E), (*batch, S, E), (*batch, S, Ev)
+    batch, L, S, d_k, d_v = shape
+    sizes = (*batch, L, d_k), (*batch, S, d_k), (*batch, S, d_v)
     return [torch.randn(size, dtype=dtype) for size in sizes]
 
 
@@ -251,7 +251,8 @@ def test_non_contiguous_inputs_work(agrees):
     v = torch.randn(2, 1, 4, dtype=torch.float64).expand(2, 7, 4)
     mask = (torch.rand(7, 5) < 0.6).T
     assert not any(x.is_contiguous() for x in (q, k, v, mask))
-    ours = scaled_dot_product_attention(q, k, v, mask)
+    ours, weights = scaled_dot_product_attention(q, k, v, mask, return_weights=True)
+    assert ours.is_contiguous() and weights.is_contiguous()
     agrees(ours, F.scaled_dot_product_attention(q, k, v, mask), TORCH, atol=1e-10)
 
 
@@ -286,36 +287,61 @@ def test_device_follows_the_inputs(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_autocast_works(kind):
-    shape = ((2,), 3, 5, 8, 4)
-    q, k, v = random_inputs(shape, torch.float32)
-    chosen = options(kind, shape, torch.float32)
-    exact = scaled_dot_product_attention(q, k, v, **chosen)
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing(dtype, low, kind):
+    shape = ((2, 3), 5, 7, 8, 6)
+    inputs, chosen = random_inputs(shape, dtype), options(kind, shape, dtype)
+    exact = scaled_dot_product_attention(*inputs, **chosen, return_weights=True)
+    with torch.autocast("cpu", low):
+        found = scaled_dot_product_attention(*inputs, **chosen, return_weights=True)
+    assert all(map(torch.equal, found, exact))
+
+
+def test_autocast_rounds_no_scores_and_lets_none_overflow():
+    x = torch.full((1, 2, 64), 40.0)
+    x[:, 1] *= -1  # scores of 64 * 40 * 40 / 8, above and below
+    query = torch.ones(1, 1)
+    key = torch.tensor([[240.0], [240.375]])
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(scaled_dot_product_attention(x, x, x), x)
     with torch.autocast("cpu", torch.bfloat16):
-        output = scaled_dot_product_attention(q, k, v, **chosen)
-    assert output.dtype == torch.float32
-    # 8 bits for products of order 1 to 10
-    torch.testing.assert_close(output, exact, atol=5e-2, rtol=5e-2)
+        _, weights = scaled_dot_product_attention(query, key, key, return_weights=True)
+    # Both scores are 240 in bfloat16. exp(-0.375) = 0.687
+    torch.testing.assert_close(
+        weights, torch.tensor([[0.4073, 0.5927]]), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_compiles_to_one_graph(kind, compiles):
+    shape = ((2, 3), 5, 7, 8, 6)
+    chosen = options(kind, shape)
+
+    def function(q, k, v):
+        return scaled_dot_product_attention(q, k, v, **chosen, return_weights=True)
+
+    compiles(function, *random_inputs(shape))
 
 
 SHAPES_FIT = (
-    "query, key and value must be (..., L, E), (..., S, E) and (..., S, Ev) with E > 0 "
-    "and equal leading dimensions, got "
+    "query, key and value must be (..., L, d_k), (..., S, d_k) and (..., S, d_v) with "
+    "d_k > 0 and equal leading dimensions, got "
 )
 
 
 @pytest.mark.parametrize(
     "shapes",
     [
-        pytest.param([(3, 8), (5, 7), (5, 4)], id="another E"),
+        pytest.param([(3, 8), (5, 7), (5, 4)], id="another d_k"),
         pytest.param([(3, 8), (5, 8), (6, 4)], id="another S"),
         pytest.param([(2, 3, 8), (1, 5, 8), (1, 5, 4)], id="one batch for two"),
         pytest.param([(1, 3, 8), (2, 5, 8), (2, 5, 4)], id="two batches for one"),
         pytest.param([(2, 3, 8), (2, 5, 8), (1, 5, 4)], id="one batch of values"),
         pytest.param([(2, 3, 8), (2, 5, 8), (5, 4)], id="no batch of values"),
         pytest.param([(3, 8), (2, 5, 8), (2, 5, 4)], id="no batch of queries"),
-        pytest.param([(3, 0), (5, 0), (5, 4)], id="E is 0"),
-        pytest.param([(2, 3, 0), (2, 5, 0), (2, 5, 4)], id="E is 0 in a batch"),
+        pytest.param([(3, 0), (5, 0), (5, 4)], id="d_k is 0"),
+        pytest.param([(2, 3, 0), (2, 5, 0), (2, 5, 4)], id="d_k is 0 in a batch"),
         pytest.param([(8,), (5, 8), (5, 4)], id="1-D query"),
         pytest.param([(8,), (8,), (4,)], id="all 1-D"),
         pytest.param([(3, 8), (5, 8), (5,)], id="1-D value"),
@@ -334,25 +360,55 @@ def test_one_feature_is_enough():
     assert torch.equal(scaled_dot_product_attention(ones, ones, ones), ones)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float64])
 @pytest.mark.parametrize(
-    "shape", [(2, 4, 5), (3, 2, 1, 4, 5), (4, 6), (3, 5), (5, 4), (6,), (1, 2, 4, 5)]
+    "shape",
+    [
+        *[(3, 4, 5), (1, 4, 5), (2, 1, 1, 4, 5), (5,), (1,), ()],  # not two, not all
+        *[(4, 6), (3, 5), (5, 4), (2, 3, 5, 4), (3, 3, 4, 5), (2, 2, 4, 5)],
+    ],
 )
-def test_masks_that_do_not_broadcast_are_refused(shape, refuses):
-    q, k, v = random_inputs(((3,), 4, 5, 8, 2))
-    message = f"attn_mask must broadcast to (3, 4, 5), got {shape}"
+def test_masks_that_do_not_fit_the_scores_are_refused(shape, dtype, refuses):
+    q, k, v = random_inputs(((2, 3), 4, 5, 8, 2))
+    message = "attn_mask must have two or all of the dimensions (2, 3, 4, 5), each of "
+    message += f"that size or 1, got {shape}"
+    with refuses(ValueError, message):
+        scaled_dot_product_attention(q, k, v, torch.ones(shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 5), (5,), (4, 6)])
+def test_masks_of_a_single_sequence_are_two_dimensional(shape, refuses):
+    q, k, v = random_inputs(((), 4, 5, 8, 2))
+    message = "attn_mask must have two or all of the dimensions (4, 5), each of "
+    message += f"that size or 1, got {shape}"
     with refuses(ValueError, message):
         scaled_dot_product_attention(q, k, v, torch.ones(shape, dtype=torch.bool))
 
 
-@pytest.mark.parametrize("shape", [(5,), (1,), (), (4, 1), (3, 1, 5), (1, 1, 1)])
-def test_masks_broadcast_to_the_scores(shape):
-    q, k, v = random_inputs(((3,), 4, 5, 8, 2))
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("shape", [(4, 5), (1, 5), (4, 1), (1, 1)])
+def test_masks_broadcast_to_the_scores(shape, batch):
+    q, k, v = random_inputs((batch, 4, 5, 8, 2))
     mask = torch.rand(shape) < 0.6
-    whole = mask.expand(3, 4, 5).clone()
-    assert torch.equal(
-        scaled_dot_product_attention(q, k, v, mask),
-        scaled_dot_product_attention(q, k, v, whole),
-    )
+    whole = mask.expand(*batch, 4, 5).clone()
+    for given in (mask, mask[(None,) * len(batch)], whole):
+        found = scaled_dot_product_attention(q, k, v, given)
+        assert torch.equal(found, scaled_dot_product_attention(q, k, v, whole))
+
+
+def test_padded_keys_are_as_good_as_no_keys():
+    q, k, v = random_inputs(((2, 3), 4, 5, 8, 2))
+    valid = torch.arange(5) < torch.tensor([[5], [3]])  # (B, S)
+    output = scaled_dot_product_attention(q, k, v, valid[:, None, None])
+    short = scaled_dot_product_attention(q[1], k[1, :, :3], v[1, :, :3])
+    torch.testing.assert_close(output[1], short, atol=1e-12, rtol=0)
+
+
+def test_a_row_masked_with_the_lowest_number_attends_evenly():
+    q, k, v = random_inputs(((2,), 4, 5, 8, 2), torch.float32)
+    mask = torch.full((4, 5), torch.finfo(torch.float32).min)
+    output = scaled_dot_product_attention(q, k, v, mask)
+    torch.testing.assert_close(output, v.mean(1, keepdim=True).expand(2, 4, 2))
 
 
 def test_a_mask_and_is_causal_together_are_refused(refuses):
@@ -364,10 +420,17 @@ def test_a_mask_and_is_causal_together_are_refused(refuses):
         )
 
 
-def test_an_integer_mask_is_refused(refuses):
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.complex64])
+def test_masks_that_are_neither_bool_nor_float_are_refused(dtype, refuses):
     q, k, v = random_inputs(((), 4, 5, 8, 2))
-    with refuses(TypeError, "attn_mask must be bool or float, got torch.int64"):
-        scaled_dot_product_attention(q, k, v, torch.ones(4, 5, dtype=torch.int64))
+    with refuses(TypeError, f"attn_mask must be bool or float, got {dtype}"):
+        scaled_dot_product_attention(q, k, v, torch.ones(4, 5, dtype=dtype))
+
+
+def test_what_torch_calls_dropout_is_not_taken_for_a_mask_option():
+    q, k, v = random_inputs(((), 4, 4, 8, 2))
+    with pytest.raises(TypeError, match="positional arguments but 6 were given"):
+        scaled_dot_product_attention(q, k, v, None, 0.0, True)
 
 
 @pytest.mark.parametrize(

@@ -118,8 +118,13 @@ def test_dropping_everything_leaves_the_bias(randomize):
 def test_non_contiguous_inputs_work(randomize):
     ffn = randomize(PositionwiseFeedForward(8, 16).double())
     x = torch.randn(8, 5, 2, dtype=torch.float64).permute(2, 1, 0)
-    assert not x.is_contiguous()
+    assert not x.is_contiguous() and ffn(x).is_contiguous()
     torch.testing.assert_close(ffn(x), ffn(x.contiguous()), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("activation", [F.relu, F.gelu])
+def test_it_compiles_to_one_graph(activation, compiles):
+    compiles(PositionwiseFeedForward(8, activation=activation), torch.randn(2, 5, 8))
 
 
 def test_autocast_and_meta_device_work(randomize):

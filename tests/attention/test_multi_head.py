@@ -381,10 +381,51 @@ def test_a_mask_and_is_causal_together_are_refused(refuses):
             call(x, attn_mask=mask, is_causal=True)
 
 
-def test_an_integer_mask_is_refused():
-    with pytest.raises(
-        RuntimeError, match="Expected attn_mask dtype to be bool or float"
-    ):
-        MultiHeadAttention(8, 2)(
-            torch.zeros(2, 5, 8), attn_mask=torch.ones(5, 5, dtype=torch.int64)
-        )
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.complex64])
+def test_masks_that_are_neither_bool_nor_float_are_refused(dtype, refuses):
+    ours, x = MultiHeadAttention(8, 2), torch.zeros(2, 5, 8)
+    mask = torch.ones(5, 5, dtype=dtype)
+    for call in (ours, ours.heads):
+        with refuses(TypeError, f"attn_mask must be bool or float, got {dtype}"):
+            call(x, attn_mask=mask)
+
+
+@pytest.mark.parametrize("mask_dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_float_mask_of_any_precision_is_added(dtype, mask_dtype, randomize):
+    ours, _ = pair((2, 5, 5, 8, 2), randomize, dtype=dtype)
+    x, mask = torch.randn(2, 5, 8, dtype=dtype), torch.randn(5, 5, dtype=mask_dtype)
+    for call in (ours, ours.heads):
+        found = call(x, attn_mask=mask)
+        assert torch.equal(found, call(x, attn_mask=mask.to(dtype)))
+        assert not torch.equal(found, call(x))
+
+
+def test_torchs_order_of_arguments_is_refused():
+    ours, x = MultiHeadAttention(8, 2), torch.zeros(2, 5, 8)
+    for call in (ours, ours.heads):
+        with pytest.raises(TypeError, match="positional argument"):
+            call(x, x, x, None, True)
+
+
+def test_results_are_contiguous(randomize):
+    size = 2, 5, 7, 8, 2
+    ours, _ = pair(size, randomize)
+    inputs = random_inputs(size)
+    for given in (inputs, [x.mT.contiguous().mT for x in inputs]):
+        for mask in (None, torch.rand(5, 7) < 0.6):
+            results = *ours(*given, mask, need_weights=True), ours.heads(*given, mask)
+            assert all(x.is_contiguous() for x in results)
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_it_compiles_to_one_graph(kind, randomize, compiles):
+    size = 3, 5, 7, 12, 4
+    ours, _ = pair(size, randomize)
+    chosen, _ = options(kind, size)
+
+    def function(*inputs):
+        heads = ours.heads(*inputs, **chosen)
+        return *ours(*inputs, **chosen, need_weights=True), heads
+
+    compiles(function, *random_inputs(size))

@@ -96,8 +96,15 @@ def test_the_input_is_not_modified_and_need_not_be_contiguous():
     x = torch.randn(8, 3).T
     copy = x.clone()
     assert not x.is_contiguous()
-    assert torch.equal(Residual(torch.sin)(x), x.contiguous() + x.contiguous().sin())
-    assert torch.equal(x, copy)
+    output = Residual(torch.sin)(x)
+    assert torch.equal(output, x.contiguous() + x.contiguous().sin())
+    assert torch.equal(x, copy) and output.is_contiguous()
+
+
+@pytest.mark.parametrize("shortcut", [None, nn.Linear(8, 5)])
+def test_it_compiles_to_one_graph(shortcut, compiles):
+    fn = nn.Linear(8, 8 if shortcut is None else 5)
+    compiles(Residual(fn, shortcut), torch.randn(3, 8))
 
 
 def test_autocast_and_meta_device_work():
@@ -118,3 +125,14 @@ def test_a_shortcut_of_another_shape_is_refused(refuses):
     message = "fn must return the shape of the shortcut, (4, 1), got (4, 8)"
     with refuses(ValueError, message):
         Residual(nn.Linear(8, 8), nn.Linear(8, 1))(torch.randn(4, 8))
+
+
+def test_branches_that_return_no_tensor_are_refused(refuses):
+    x = torch.randn(2, 3, 8)
+    with refuses(TypeError, "fn must return a tensor, got tuple"):
+        Residual(nn.LSTM(8, 8))(x)
+    with refuses(TypeError, "shortcut must return a tensor, got tuple"):
+        Residual(nn.Linear(8, 8), nn.LSTM(8, 8))(x)
+    packed = nn.utils.rnn.pack_sequence([x[0]])
+    with refuses(TypeError, "fn must return a tensor, got PackedSequence"):
+        Residual(lambda x: x)(packed)
