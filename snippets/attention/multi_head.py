@@ -99,14 +99,14 @@ class MultiHeadAttention(nn.Module):
     ) -> list[Tensor]:
         key = query if key is None else key
         value = key if value is None else value
-        inputs = {"query": query, "key": key, "value": value}
+        inputs, bias = {"query": query, "key": key, "value": value}, self.in_proj_bias
         for name, x in inputs.items():
             if x.dim() != 3 or x.shape[::2] != (query.shape[0], self.embed_dim):
                 expected = f"(B, length, {self.embed_dim}) with the B of query"
                 raise ValueError(f"{name} must be {expected}, got {tuple(x.shape)}")
         if value.shape[1] != (S := key.shape[1]):
             raise ValueError(f"value must be as long as key, {S}, got {value.shape[1]}")
-        biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        biases = [None, None, None] if bias is None else bias.chunk(3)
         # (B, L or S, d_model) each, then (B, H, L or S, d_k)
         qkv = map(F.linear, inputs.values(), self.in_proj_weight.chunk(3), biases)
         return [x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in qkv]

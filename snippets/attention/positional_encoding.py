@@ -32,7 +32,7 @@ def sinusoidal_positions(num_positions: int, dim: int, base: float = 10000.0) ->
     # On the CPU, which has float64 for sure.
     angle = _angles(torch.arange(num_positions, device="cpu"), dim, base)
     pairs = torch.stack((angle.sin(), angle.cos()), dim=-1)  # (num_positions, dim/2, 2)
-    return pairs.flatten(1).float().to(torch.empty(0).device)  # (num_positions, dim)
+    return pairs.flatten(1).float().to(torch.empty(()).device)  # (num_positions, dim)
 
 
 def rotary(x: Tensor, positions: Tensor | None = None, base: float = 10000.0) -> Tensor:
@@ -77,7 +77,7 @@ def rotary(x: Tensor, positions: Tensor | None = None, base: float = 10000.0) ->
     angle = _angles(positions, x.shape[-1], base)  # (..., T, d_k/2)
     dtype = torch.promote_types(x.dtype, torch.float32)
     cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
-    first, second = x.to(dtype).chunk(2, dim=-1)  # (..., T, d_k/2) each
+    first, second = x.chunk(2, dim=-1)  # (..., T, d_k/2) each
     turned = first * cos - second * sin, second * cos + first * sin
     return torch.cat(turned, dim=-1).to(x.dtype).contiguous()  # (..., T, d_k)
 
@@ -90,4 +90,4 @@ def _angles(positions: Tensor, dim: int, base: float) -> Tensor:
     # bfloat16 257 would be 256. Apple's GPUs have no float64.
     dtype = torch.float32 if positions.device.type == "mps" else torch.float64
     exponent = torch.arange(0, dim, 2, dtype=dtype, device=positions.device) / dim
-    return positions.to(dtype).unsqueeze(-1) * base**-exponent
+    return positions.unsqueeze(-1) * base**-exponent

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from snippets.attention.dot_product import scaled_dot_product_attention
 
@@ -311,6 +313,21 @@ def test_autocast_rounds_no_scores_and_lets_none_overflow():
     torch.testing.assert_close(
         weights, torch.tensor([[0.4073, 0.5927]]), atol=1e-4, rtol=0
     )
+
+
+def test_autocast_of_another_device_rounds_nothing_either():
+    class NoFloat16(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            assert getattr(made, "dtype", None) != torch.float16
+            return made
+
+    # torch can imagine a tensor on a GPU of Apple's without having one.
+    with FakeTensorMode(), torch.autocast("mps", torch.float16):
+        x = torch.empty(2, 3, 4, device="mps")
+        assert (x @ x.mT).dtype == torch.float16
+        with NoFloat16():
+            scaled_dot_product_attention(x, x, x)
 
 
 @pytest.mark.parametrize("kind", KINDS)

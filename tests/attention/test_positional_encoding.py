@@ -335,6 +335,20 @@ def test_rotary_at_distant_positions_is_exact(position, dtype, agrees):
     agrees(rotary(x, positions), expected, "torch.view_as_complex", atol)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_but_the_angles_is_float64(dtype):
+    class SmallFloat64(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            if isinstance(made, torch.Tensor) and made.dtype == torch.float64:
+                assert made.numel() <= 5 * 4
+            return made
+
+    x = torch.randn(2, 3, 5, 8, dtype=dtype)
+    with SmallFloat64():
+        rotary(x)
+
+
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_autocast_changes_nothing(dtype, low):
