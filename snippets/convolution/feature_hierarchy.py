@@ -32,8 +32,9 @@ def conv2d(
         (N, O, H', W') with H' = (H + 2 padding - kh) // stride + 1, and so W'.
 
     Raises:
-        ValueError: shapes that do not fit, an empty kernel or one larger than the
-            padded image, stride < 1, padding < 0.
+        ValueError: shapes do not fit, a kernel is empty or larger than the padded
+            image, stride < 1, or padding < 0.
+        TypeError: stride or padding is not an int.
 
     Source:
         Dumoulin and Visin, 2016, 1603.07285, relationship 6.
@@ -45,6 +46,8 @@ def conv2d(
         raise ValueError(f"weight must be (O, {C}, kh, kw), got {tuple(weight.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be ({len(weight)},), got {tuple(bias.shape)}")
+    if type(stride) is not int or type(padding) is not int:
+        raise TypeError(f"stride, padding must be ints, got {stride!r}, {padding!r}")
     if stride < 1 or padding < 0:
         raise ValueError(f"stride must be >= 1, padding >= 0, got {stride}, {padding}")
     x = F.pad(x, [padding] * 4)  # (N, C, H + 2 padding, W + 2 padding)
@@ -54,7 +57,8 @@ def conv2d(
     windows = x.unfold(2, kh, stride).unfold(3, kw, stride)  # (N, C, H', W', kh, kw)
     out = torch.einsum("nchwij,ocij->nohw", windows, weight)  # (N, O, H', W')
     # Autocast makes the sum bfloat16, and the bias must not undo that.
-    return out if bias is None else out + bias.to(out.dtype)[:, None, None]
+    out = out if bias is None else out + bias.to(out.dtype)[:, None, None]
+    return out.contiguous()  # einsum's is a permuted view
 
 
 def receptive_field(layers: Iterable[Sequence[int]]) -> int:
@@ -65,17 +69,15 @@ def receptive_field(layers: Iterable[Sequence[int]]) -> int:
             and pooling, from the image on.
 
     Raises:
-        ValueError: a layer of another length, or with a number < 1.
+        ValueError: a layer of another length, or with other than ints >= 1.
 
     Source:
         Araujo, Norris and Sim, 2019, Distill, 10.23915/distill.00021.
     """
     side = step = 1  # step: from one place of a map to the next, in pixels
     for layer in layers:
-        if len(layer) not in (2, 3) or min(layer) < 1:
-            raise ValueError(
-                f"layers must be (kernel, stride[, dilation]) >= 1, got {tuple(layer)}"
-            )
+        if len(layer) not in (2, 3) or any(type(n) is not int or n < 1 for n in layer):
+            raise ValueError(f"layers must hold 2 or 3 ints >= 1, got {tuple(layer)}")
         kernel, stride, dilation = (*layer, 1)[:3]
         side += (kernel - 1) * dilation * step
         step *= stride
@@ -109,13 +111,10 @@ class ConvNet(nn.Module):
         self.classifier = nn.Linear(channels[-1], num_classes)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The maps of each stage, (N, channels, H, W), then H/2, H/4 and so on.
-
-        Args:
-            x: images of one channel, (N, 1, H, W).
+        """(N, 1, H, W) to each stage's maps: (N, channels, H, W), then H/2 and so on.
 
         Raises:
-            ValueError: another shape, or too small to be halved between the stages.
+            ValueError: x has another shape, or is too small to be halved so often.
         """
         least = 2 ** (len(self.stages) - 1)
         if x.ndim != 4 or x.shape[1] != 1 or min(x.shape[2:]) < least:

@@ -16,12 +16,13 @@ def total_grad_norm(
     """Norm of all gradients together, as if they were one vector.
 
     Args:
-        parameters: a tensor or any iterable of tensors. Those without a gradient do not
-            count.
+        parameters: a tensor or any iterable of tensors. Those without a gradient, or
+            with an empty one, do not count.
         norm_type: p of the p-norm; `math.inf` is the largest absolute value.
 
     Returns:
-        A 0-d tensor; 0 where there is no gradient at all.
+        A 0-d tensor in float32 or better (torch's own stays in float16, and overflows);
+        0 where there is no gradient at all.
 
     Raises:
         ValueError: norm_type is not positive.
@@ -29,13 +30,16 @@ def total_grad_norm(
     if not norm_type > 0:
         raise ValueError(f"norm_type must be positive, got {norm_type}")
     parameters = [parameters] if isinstance(parameters, Tensor) else parameters
-    grads = [p.grad for p in parameters if p.grad is not None]
+    grads = [p.grad for p in parameters if p.grad is not None and p.grad.numel()]
     if not grads:
         return torch.tensor(0.0)
+    norms = []
+    for grad in grads:
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(grad, norm_type, dtype=wide)
+        norms.append(norm.to(grads[0].device))
     # The norm of the norms is the norm of it all, and nothing has to be concatenated.
-    norms = [torch.linalg.vector_norm(grad, norm_type) for grad in grads]
-    norms = torch.stack([norm.to(norms[0].device) for norm in norms])  # (P,)
-    return torch.linalg.vector_norm(norms, norm_type)
+    return torch.linalg.vector_norm(torch.stack(norms), norm_type)
 
 
 @torch.no_grad()
@@ -56,7 +60,7 @@ def clip_grad_norm_(
             the others, and a NaN makes NaN of all.
 
     Returns:
-        The norm *before* clipping, a 0-d tensor.
+        The norm *before* clipping, as `total_grad_norm` gives it.
 
     Raises:
         ValueError: max_norm is negative, or norm_type not positive.

@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from torch import Tensor
+
 
 def grid(**choices: Iterable[Any]) -> list[dict[str, Any]]:
     """All combinations of the choices, the last name changing fastest.
@@ -21,13 +23,13 @@ def grid(**choices: Iterable[Any]) -> list[dict[str, Any]]:
 
     Raises:
         ValueError: no hyperparameter, or one without values.
-        TypeError: the values are a string, which would be tried letter by letter.
+        TypeError: the values are none, or a string, to be tried letter by letter.
     """
     if not choices:
         raise ValueError("grid must be given at least one hyperparameter, got none")
     columns = []
     for name, values in choices.items():
-        if isinstance(values, str):
+        if isinstance(values, str) or not isinstance(values, Iterable):
             raise TypeError(f"{name} must be a list of values, got {values!r}")
         columns.append([(name, value) for value in values])
         if not columns[-1]:
@@ -36,7 +38,7 @@ def grid(**choices: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 def grid_search(
-    score: Callable[..., float], settings: Iterable[dict[str, Any]]
+    score: Callable[..., float | Tensor], settings: Iterable[dict[str, Any]]
 ) -> tuple[dict[str, Any], float]:
     """The setting with the highest score; of equal ones, the first.
 
@@ -57,7 +59,8 @@ def grid_search(
     """
     best, best_score = None, math.nan
     for setting in settings:
-        found = float(score(**setting))
+        found = score(**setting)
+        found = float(found.detach() if isinstance(found, Tensor) else found)
         # NaN > x and x > NaN are both false: max() would keep a NaN that comes first.
         if found > best_score or (best is None and not math.isnan(found)):
             best, best_score = setting, found

@@ -27,7 +27,7 @@ def kaiming_uniform_bound(fan_in: int, a: float = 0.0) -> float:
     Source:
         He et al., 2015, "Delving Deep into Rectifiers", equations 10 and 15.
     """
-    if fan_in < 1:
+    if not fan_in >= 1:
         raise ValueError(f"fan_in must be at least 1, got {fan_in}")
     return math.sqrt(6 / ((1 + a**2) * fan_in))  # a uniform has the variance b^2 / 3
 

@@ -71,7 +71,10 @@ class LSTM(nn.Module):
 
         Raises:
             ValueError: x, h_0 or c_0 has another shape.
+            TypeError: x is not a tensor, but a PackedSequence, say.
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor, got a {type(x).__name__}")
         if x.dim() != 3 or x.shape[1] < 1 or x.shape[2] != self.input_size:
             raise ValueError(
                 f"x must be (B, T, {self.input_size}) with T >= 1, got {tuple(x.shape)}"
@@ -83,6 +86,7 @@ class LSTM(nn.Module):
                 raise ValueError(f"{name} must be {shape}, got {tuple(given.shape)}")
         # What the inputs add does not wait for a state: all steps at once.
         from_x = F.linear(x, self.weight_ih_l0, self.bias_ih_l0)  # (B, T, 4H)
+        c = c.to(from_x.dtype)  # as nn.LSTM does under autocast
         outputs = []
         for from_x_t in from_x.unbind(dim=1):  # (B, 4H)
             gates = from_x_t + F.linear(h, self.weight_hh_l0, self.bias_hh_l0)

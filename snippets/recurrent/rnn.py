@@ -65,7 +65,10 @@ class RNN(nn.Module):
 
         Raises:
             ValueError: x or h_0 has another shape.
+            TypeError: x is not a tensor, but a PackedSequence, say.
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor, got a {type(x).__name__}")
         if x.dim() != 3 or x.shape[1] < 1 or x.shape[2] != self.input_size:
             raise ValueError(
                 f"x must be (B, T, {self.input_size}) with T >= 1, got {tuple(x.shape)}"
@@ -85,17 +88,13 @@ class RNN(nn.Module):
 
 
 def irnn_init_(rnn: nn.Module, scale: float = 1.0) -> nn.Module:
-    """Makes each recurrent matrix a multiple of the identity and each bias zero.
+    """Makes each recurrent matrix scale times the identity and each bias zero.
 
-    At scale 1 a ReLU network then copies its state and adds the input to it. The
-    input's weights stay as they are.
+    At scale 1 a ReLU network then copies its state and adds the input to it.
 
     Args:
-        rnn: an `RNN`, or an `nn.RNN` of any number of layers; changed in place.
+        rnn: an `RNN`, or an `nn.RNN` of any number of layers; changed and returned.
         scale: what the identity is multiplied by.
-
-    Returns:
-        rnn.
 
     Raises:
         ValueError: rnn has no recurrent matrix, or one that is not square.
@@ -104,15 +103,14 @@ def irnn_init_(rnn: nn.Module, scale: float = 1.0) -> nn.Module:
         Le et al., 2015, "A Simple Way to Initialize Recurrent Networks of Rectified
         Linear Units", 1504.00941.
     """
-    named = dict(rnn.named_parameters())
-    recurrent = [p for name, p in named.items() if "weight_hh" in name]
-    biases = [p for name, p in named.items() if "bias" in name]
+    recurrent = [p for name, p in rnn.named_parameters() if "weight_hh" in name]
     shapes = [tuple(p.shape) for p in recurrent]
     if not shapes or any(rows != columns for rows, columns in shapes):
         raise ValueError(f"rnn must have square recurrent matrices, got {shapes}")
     with torch.no_grad():
         for weight in recurrent:
             nn.init.eye_(weight).mul_(scale)
-        for bias in biases:
-            bias.zero_()
+        for name, parameter in rnn.named_parameters():
+            if "bias" in name:
+                parameter.zero_()
     return rnn

@@ -24,6 +24,7 @@ def random_shift(
 
     Raises:
         ValueError: images are not 4-D, or max_shift is outside 0..min(H, W) - 1.
+        TypeError: max_shift is not an int.
 
     Source:
         Simard, Steinkraus and Platt, 2003, "Best Practices for Convolutional Neural
@@ -31,6 +32,8 @@ def random_shift(
     """
     if images.ndim != 4:
         raise ValueError(f"images must be (N, C, H, W), got {tuple(images.shape)}")
+    if type(max_shift) is not int:
+        raise TypeError(f"max_shift must be an int, got {max_shift!r}")
     N, _, H, W = images.shape
     if not 0 <= max_shift < min(H, W):
         raise ValueError(
@@ -39,11 +42,13 @@ def random_shift(
         )
     padded = F.pad(images, [max_shift] * 4)  # (N, C, H + 2 max_shift, W + 2 max_shift)
     # A window of the old size, cut out of the middle, would be the image as it was.
-    top, left = torch.randint(
-        2 * max_shift + 1, (2, N, 1), generator=generator, device=images.device
-    )
+    where = {"device": images.device}
+    if generator is not None:  # torch.compile fails at generator=None
+        where["generator"] = generator
+    top, left = torch.randint(2 * max_shift + 1, (2, N, 1), **where)
     side = torch.arange(max(H, W), device=top.device)
     rows, columns = top + side[:H], left + side[:W]  # (N, H), (N, W)
     n = torch.arange(N, device=top.device)[:, None, None]
     # The indices (N, 1, 1), (N, H, 1), (N, 1, W) put C last: (N, H, W, C).
-    return padded[n, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    moved = padded[n, :, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2).contiguous()

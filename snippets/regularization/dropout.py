@@ -23,7 +23,8 @@ def dropout(
         generator: where the mask is drawn from; the default generator if None.
 
     Returns:
-        x * mask / (1 - p), of the shape of x. All zeros for p = 1.
+        x * mask / (1 - p), of the shape of x. What is dropped is 0 even where x is
+        infinite or NaN, which `F.dropout` turns into NaN; all zeros for p = 1.
 
     Raises:
         ValueError: p is outside [0, 1].
@@ -38,7 +39,7 @@ def dropout(
         raise TypeError(f"x must be a float tensor, got {x.dtype}")
     if not training or p == 0:
         return x
-    if p == 1:  # 1/(1 - p) is infinite, and infinity times 0 is NaN
-        return x * 0
     mask = torch.empty_like(x).bernoulli_(1 - p, generator=generator)
-    return x * mask.div_(1 - p)
+    if p < 1:  # otherwise nothing is kept
+        mask.div_(1 - p)
+    return (x * mask).masked_fill(mask == 0, 0)  # infinity times 0 is NaN

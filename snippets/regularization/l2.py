@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def l2_penalty(parameters: Tensor | Iterable[Tensor], weight_decay: float) -> Tensor:
-    """Computes weight_decay / 2 * sum of w², to be added to the loss.
+    """Computes λ/2 times the sum of all squared weights, to be added to the loss.
 
     Args:
         parameters: one tensor or several, of any shapes.
-        weight_decay: the coefficient; the gradient of the penalty is weight_decay * w.
+        weight_decay: λ; the gradient of the penalty is λ times the weight.
 
     Returns:
-        The penalty, 0-d, in float32 or better.
+        0-d, in float32 or better: a float16 weight above 256 has too large a square.
 
     Raises:
         ValueError: weight_decay is negative, or there are no parameters.
@@ -26,12 +26,11 @@ def l2_penalty(parameters: Tensor | Iterable[Tensor], weight_decay: float) -> Te
     Source:
         Loshchilov and Hutter, 2019, 1711.05101, section 2.
     """
-    _not_negative(weight_decay=weight_decay)
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    if not parameters:
-        # As from model.parameters() once an optimizer has used it up
+    if not parameters:  # as from model.parameters() once an optimizer has used it up
         raise ValueError("parameters must hold a tensor at least, got none")
-    # float16 overflows where a weight is above 256: square in float32.
     wide = (p.to(torch.promote_types(p.dtype, torch.float32)) for p in parameters)
     return weight_decay / 2 * sum(p.square().sum() for p in wide)
 
@@ -41,19 +40,20 @@ class AdamW(torch.optim.Optimizer):
 
     Args:
         params: tensors, or groups of them with options of their own.
-        lr: the step size; decoupled decay shrinks a weight by lr * weight_decay.
+        lr: learning rate η; decoupled decay shrinks a weight by ηλ of it at a step.
         betas: how much of the running means of g and of g² is kept at a step.
-        eps: added to the root that divides the step.
-        weight_decay: the coefficient of the weights.
-        decoupled: False puts weight_decay * w into the gradient, as
+        eps: added to the root that divides the step. In float16 1e-8 is 0: a gradient
+            of 0 then makes the weight NaN (0/0), as in torch.
+        weight_decay: λ.
+        decoupled: False puts λ times the weight into the gradient, as
             `torch.optim.Adam(weight_decay=...)` does.
 
     Raises:
-        ValueError: lr, eps or weight_decay is negative, or a beta is outside [0, 1).
+        ValueError: lr, eps or weight_decay is negative, betas are not two numbers in
+            [0, 1), or a group asks for what only torch's has, such as amsgrad.
 
     Source:
-        Loshchilov and Hutter, 2019, "Decoupled Weight Decay Regularization",
-        1711.05101, algorithm 2.
+        Loshchilov and Hutter, 2019, 1711.05101, algorithm 2.
     """
 
     def __init__(
@@ -65,25 +65,28 @@ class AdamW(torch.optim.Optimizer):
         weight_decay: float = 1e-2,
         decoupled: bool = True,
     ) -> None:
-        _not_negative(lr=lr, eps=eps, weight_decay=weight_decay)
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas must lie in [0, 1), got {betas}")
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**options, "decoupled_weight_decay": decoupled})
 
+    def add_param_group(self, param_group: dict) -> None:
+        """Takes more parameters; raises as the class does."""
+        _check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Goes on where it, torch's AdamW or torch's Adam stopped; raises likewise."""
+        for group in state_dict["param_groups"]:
+            _check(group)
+        super().load_state_dict(state_dict)
+
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """Updates every parameter that has a gradient.
-
-        Args:
-            closure: computes the loss and its gradients anew.
-
-        Returns:
-            What closure returns.
+        """Updates every parameter that has a gradient; returns what closure returns.
 
         Raises:
             TypeError: a gradient is sparse or complex.
         """
-        loss = closure() if closure is not None else None
+        with torch.enable_grad():
+            loss = closure() if closure is not None else None
         with torch.no_grad():
             for group in self.param_groups:
                 for p in group["params"]:
@@ -92,14 +95,23 @@ class AdamW(torch.optim.Optimizer):
         return loss
 
 
+def _check(group: dict) -> None:
+    for name in ("lr", "eps", "weight_decay"):
+        if not group[name] >= 0:
+            raise ValueError(f"{name} must be at least 0, got {group[name]}")
+    if len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"]):
+        raise ValueError(f"betas must be two numbers in [0, 1), got {group['betas']}")
+    for name in ("amsgrad", "maximize", "differentiable"):
+        if group.get(name):
+            raise ValueError(f"{name} must be False, got {group[name]}")
+
+
 def _update_(w: Tensor, g: Tensor, state: dict, group: dict) -> None:
     if g.layout != torch.strided or g.is_complex():
-        raise TypeError(
-            f"gradients must be dense and real, got {g.dtype} and {g.layout}"
-        )
+        raise TypeError(f"grad must be dense and real, got {g.dtype}, {g.layout}")
     lr, (beta1, beta2) = group["lr"], group["betas"]
     if not state:
-        state["step"] = torch.tensor(0.0)
+        state["step"] = torch.zeros((), dtype=torch.float32)  # float16 ends at 2048
         state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(w), torch.zeros_like(w)
     state["step"] += 1
     m, v, t = state["exp_avg"], state["exp_avg_sq"], state["step"].item()
@@ -112,9 +124,3 @@ def _update_(w: Tensor, g: Tensor, state: dict, group: dict) -> None:
     v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
     root = (v / (1 - beta2**t)).sqrt()  # both means start at 0: undo that bias
     w.addcdiv_(m, root + group["eps"], value=-lr / (1 - beta1**t))
-
-
-def _not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if not value >= 0:
-            raise ValueError(f"{name} must be at least 0, got {value}")

@@ -13,7 +13,7 @@ class TiedEmbedding(nn.Module):
 
     Args:
         vocab_size: number of tokens, V.
-        dim: size of their vectors, D.
+        dim: size of their vectors, d_model.
 
     Raises:
         ValueError: vocab_size < 1 or dim < 1.
@@ -29,39 +29,27 @@ class TiedEmbedding(nn.Module):
             raise ValueError(
                 f"vocab_size and dim must be at least 1, got {vocab_size} and {dim}"
             )
-        self.weight = nn.Parameter(torch.empty(vocab_size, dim))  # (V, D)
+        self.weight = nn.Parameter(torch.empty(vocab_size, dim))  # (V, d_model)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the weights anew, with variance 1 / D.
+        """Draws the weights anew, with variance 1 / d_model.
 
         Hidden features of variance 1 then get logits of variance 1. With the variance
-        of `nn.Embedding`, 1, that of the logits would be D: sure at once, and wrong.
+        of `nn.Embedding`, 1, that of the logits would be d_model: sure at once, and
+        wrong.
         """
         nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Looks up tokens.
-
-        Args:
-            ids: (...), int, from 0 to V - 1.
-
-        Returns:
-            (..., D).
-        """
+        """Looks up tokens: (...), int, from 0 to V - 1, to (..., d_model)."""
         return F.embedding(ids, self.weight)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores every token against each hidden vector.
-
-        Args:
-            hidden: (..., D).
-
-        Returns:
-            (..., V): the dot product with each row of the weight.
+        """The dot products with each token's vector: (..., d_model) to (..., V).
 
         Raises:
-            ValueError: the last dimension of hidden is not D.
+            ValueError: the last dimension of hidden is not d_model.
         """
         if hidden.shape[-1:] != self.weight.shape[1:]:
             raise ValueError(

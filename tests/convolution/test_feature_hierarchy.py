@@ -135,15 +135,47 @@ def test_non_contiguous_inputs_work_and_nothing_is_modified(agrees):
         assert torch.equal(tensor, before)
 
 
-def test_autocast_gives_what_torchs_layer_gives(agrees):
+@pytest.mark.parametrize(
+    ("dtype", "atol", "rtol"),
+    [(torch.bfloat16, 0.1, 2**-7), (torch.float16, 0.02, 2**-10)],
+    ids=str,
+)
+def test_autocast_gives_what_torchs_layer_gives(dtype, atol, rtol, agrees):
     x, weight, bias = random_arguments((2, 3, 8, 8), (4, 3, 3), torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         for b in (bias, None):
             found = conv2d(x, weight, b, padding=1)
-            assert found.dtype == torch.bfloat16
-            # The sum is rounded to 8 bits, and once more when the bias is added.
+            assert found.dtype == dtype
+            # The sum is rounded, and once more when the bias is added.
             theirs = F.conv2d(x, weight, b, padding=1)
-            agrees(found, theirs, "F.conv2d", atol=0.1, rtol=2**-7)
+            agrees(found, theirs, "F.conv2d", atol=atol, rtol=rtol)
+        assert ConvNet()(torch.randn(2, 1, 8, 8)).dtype == dtype
+
+
+@pytest.mark.parametrize(("stride", "padding"), STEPS)
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_what_is_returned_is_contiguous(layout, with_bias, stride, padding):
+    x, weight, bias = random_arguments((2, 3, 8, 8), (4, 3, 3))
+    x = x.contiguous(memory_format=layout)
+    out = conv2d(x, weight, bias if with_bias else None, stride, padding)
+    assert out.is_contiguous() and out.view(2, -1).shape[1] == out[0].numel()
+
+
+def test_maps_and_logits_are_contiguous():
+    net, x = ConvNet(), torch.randn(2, 1, 8, 8)
+    assert all(tensor.is_contiguous() for tensor in (net(x), *net.features(x)))
+
+
+def test_conv2d_compiles_for_every_batch_size(compiles):
+    steps = (4, (1, 1)), (3, (1, 1)), (3, (2, 0))
+    size, kernel = (3, 8, 8), (4, 3, 3)
+    calls = ((*random_arguments((N, *size), kernel), *step) for N, step in steps)
+    compiles(conv2d, *calls)
+
+
+def test_the_network_compiles_for_every_batch_size(compiles):
+    compiles(ConvNet(), *((torch.randn(N, 1, 8, 8),) for N in (4, 3)))
 
 
 def test_everything_happens_on_the_device_of_the_images():
@@ -177,6 +209,15 @@ def test_a_stride_or_padding_too_small_is_refused(stride, padding, refuses):
     message = f"stride must be >= 1, padding >= 0, got {stride}, {padding}"
     with refuses(ValueError, message):
         conv2d(torch.zeros(2, 3, 8, 8), torch.zeros(4, 3, 3, 3), None, stride, padding)
+
+
+@pytest.mark.parametrize("value", ["same", 1.0, 1.5, True, (1, 1), None])
+@pytest.mark.parametrize("name", ["stride", "padding"])
+def test_a_stride_or_padding_that_is_no_int_is_refused(name, value, refuses):
+    given = {"stride": 1, "padding": 0, name: value}
+    message = "stride, padding must be ints, got {stride!r}, {padding!r}"
+    with refuses(TypeError, message.format(**given)):
+        conv2d(torch.zeros(2, 3, 8, 8), torch.zeros(4, 3, 3, 3), **given)
 
 
 @pytest.mark.parametrize("kernel", [(0, 3), (3, 0), (9, 3), (3, 8), (0, 0)])
@@ -240,10 +281,14 @@ def test_layers_can_be_any_iterable():
 
 
 @pytest.mark.parametrize(
-    "layer", [(), (3,), (3, 1, 1, 1), (0, 1), (3, 0), (3, 1, 0), (3, -1), (-3, 1)]
+    "layer",
+    [
+        *[(), (3,), (3, 1, 1, 1), (0, 1), (3, 0), (3, 1, 0), (3, -1), (-3, 1)],
+        *[(3.0, 1), (3, 1.5), (3, 1, 2.0), (True, 1), ("3", 1)],
+    ],
 )
 def test_layers_that_are_none_are_refused(layer, refuses):
-    message = f"layers must be (kernel, stride[, dilation]) >= 1, got {layer}"
+    message = f"layers must hold 2 or 3 ints >= 1, got {layer}"
     with refuses(ValueError, message):
         receptive_field([(3, 1), layer])
 

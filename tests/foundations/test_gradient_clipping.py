@@ -1,6 +1,5 @@
 """Gradient clipping against torch's own: norms, clipped gradients, edge cases."""
 
-import copy
 import math
 
 import pytest
@@ -9,7 +8,9 @@ from torch import nn
 
 from snippets.foundations.gradient_clipping import clip_grad_norm_, total_grad_norm
 
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-2}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
+TOLERANCE |= {torch.bfloat16: 1e-2, torch.float16: 1e-3}
+HALF = [torch.bfloat16, torch.float16]
 NORMS = [1.0, 2.0, 3.0, math.inf]
 
 
@@ -28,12 +29,14 @@ def gradients(parameters):
 @pytest.mark.parametrize("norm_type", NORMS)
 def test_the_norm_is_that_of_all_gradients_in_one_vector(norm_type, dtype, agrees):
     given = parameters(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    tolerance = min(TOLERANCE[dtype], 1e-6)  # the norm is not computed in half
     agrees(
         total_grad_norm(given, norm_type),
-        gradients(given).norm(norm_type),
+        gradients(given).to(wide).norm(norm_type),
         "the norm of the concatenated gradients",
-        atol=TOLERANCE[dtype],
-        rtol=TOLERANCE[dtype],
+        atol=tolerance,
+        rtol=tolerance,
     )
 
 
@@ -42,9 +45,10 @@ def test_the_norm_is_that_of_all_gradients_in_one_vector(norm_type, dtype, agree
 @pytest.mark.parametrize("max_norm", [0.0, 0.5, 1.0, 100.0, math.inf])
 def test_gradients_and_norm_are_torchs(max_norm, norm_type, dtype, agrees):
     ours = parameters(dtype)
-    theirs = copy.deepcopy(ours)
+    wide = torch.promote_types(dtype, torch.float32)  # torch's norm of half is in half
+    theirs = [nn.Parameter(p.detach().to(wide)) for p in ours]
     for a, b in zip(ours, theirs, strict=True):
-        b.grad = a.grad.clone()
+        b.grad = a.grad.to(wide, copy=True)
     norm = clip_grad_norm_(ours, max_norm, norm_type)
     expected = nn.utils.clip_grad_norm_(theirs, max_norm, norm_type)
     assert not norm.requires_grad
@@ -52,7 +56,7 @@ def test_gradients_and_norm_are_torchs(max_norm, norm_type, dtype, agrees):
     tolerance = TOLERANCE[dtype]
     agrees(norm, expected, against, atol=tolerance, rtol=tolerance)
     for a, b in zip(ours, theirs, strict=True):
-        agrees(a.grad, b.grad, against, atol=tolerance, rtol=tolerance)
+        agrees(a.grad, b.grad.to(dtype), against, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -114,15 +118,55 @@ def test_without_any_gradient_the_norm_is_zero(given):
         assert norm.shape == () and norm == 0
 
 
-def test_an_empty_gradient_counts_as_nothing():
+@pytest.mark.parametrize("norm_type", NORMS)
+def test_an_empty_gradient_counts_as_nothing(norm_type):
     given = parameters(shapes=((0, 3), (4,)))
-    torch.testing.assert_close(total_grad_norm(given), given[1].grad.norm())
-    clip_grad_norm_(given, 0.1)
+    expected = given[1].grad.norm(norm_type)
+    torch.testing.assert_close(total_grad_norm(given, norm_type), expected)
+    assert clip_grad_norm_(given[:1], 0.1, norm_type) == 0
+    clip_grad_norm_(given, 0.1, norm_type)
     assert given[0].grad.shape == (0, 3)
+    torch.testing.assert_close(given[1].grad.norm(norm_type), torch.tensor(0.1))
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_a_norm_beyond_half_precision_is_clipped_to_the_limit(dtype):
+    given = parameters(dtype, shapes=((3,), (6,)))
+    for parameter in given:
+        parameter.grad.fill_(60000.0)
+    before = gradients(given).double()
+    norm = clip_grad_norm_(given, 1.0)
+    assert norm.dtype == torch.float32
+    torch.testing.assert_close(norm.double(), before.norm(), rtol=1e-6, atol=0)
+    # What remains is the rounding of the gradients themselves.
+    expected = (before / before.norm()).to(dtype)
+    torch.testing.assert_close(gradients(given), expected, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_autocast_changes_no_bit(dtype):
+    given, same = parameters(size=1e5), parameters()
+    for a, b in zip(given, same, strict=True):
+        b.grad = a.grad.clone()
+    with torch.autocast("cpu", dtype):
+        norm = clip_grad_norm_(given, 1.0)
+    assert torch.equal(norm, clip_grad_norm_(same, 1.0))
+    assert norm > 1e5 and torch.equal(gradients(given), gradients(same))
+
+
+def test_it_compiles_for_any_size(compiles):
+    def clipped(*grads):
+        weights = [torch.zeros_like(grad) for grad in grads]
+        for weight, grad in zip(weights, grads, strict=True):
+            weight.grad = grad.clone()
+        return clip_grad_norm_(weights, 0.5), *(weight.grad for weight in weights)
+
+    compiles(clipped, *((torch.randn(n, 2), torch.randn(3)) for n in (4, 3)))
 
 
 def test_gradients_of_several_dtypes_make_one_norm():
     given = parameters(torch.float32) + parameters(torch.float64)
+    given += parameters(torch.float16)
     expected = torch.cat([p.grad.flatten().double() for p in given]).norm()
     torch.testing.assert_close(total_grad_norm(given), expected, rtol=1e-6, atol=0)
     clip_grad_norm_(given, 0.1)

@@ -93,9 +93,24 @@ def test_a_hyperparameter_without_values_is_refused(refuses):
         grid(lr=[0.1], depth=[])
 
 
-def test_a_string_is_not_a_list_of_letters(refuses):
-    with refuses(TypeError, "optimizer must be a list of values, got 'adam'"):
-        grid(lr=[0.1], optimizer="adam")
+@pytest.mark.parametrize("values", ["adam", 0.1, None])
+def test_what_is_no_list_of_values_is_refused(values, refuses):
+    with refuses(TypeError, f"optimizer must be a list of values, got {values!r}"):
+        grid(lr=[0.1], optimizer=values)
+
+
+@pytest.fixture
+def every_warning():
+    # torch warns of a tensor with a graph that becomes a number, but only once.
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
+
+
+def test_a_score_that_carries_a_graph_is_taken_by_value(every_warning):
+    w = torch.tensor(2.0, requires_grad=True)
+    best, score = grid_search(lambda n: n * w, grid(n=[1, 3]))
+    assert best == {"n": 3} and score == 6.0 and isinstance(score, float)
 
 
 @pytest.mark.parametrize("settings", [[], [{"n": 0}, {"n": 1}]], ids=len)

@@ -89,13 +89,36 @@ def test_a_layer_has_a_bias_unless_told_otherwise():
     assert Linear(2, 3, bias=False).bias is None
 
 
-def test_non_contiguous_inputs_meta_device_and_autocast_work():
+def test_non_contiguous_inputs_and_the_meta_device_work():
     layer = Linear(4, 3)
-    x = torch.randn(4, 6).T
-    torch.testing.assert_close(layer(x), layer(x.contiguous()))
+    for x in (torch.randn(4, 6).T, torch.randn(4, 6, 2).permute(2, 1, 0)):
+        assert not x.is_contiguous() and layer(x).is_contiguous()
+        torch.testing.assert_close(layer(x), layer(x.contiguous()))
     assert layer.to("meta")(torch.empty(2, 4, device="meta")).shape == (2, 3)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert Linear(4, 3)(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_autocast_rounds_where_torchs_layer_rounds(bias, dtype, randomize, agrees):
+    reference = randomize(nn.Linear(3, 7, bias=bias))
+    ours = Linear(3, 7, bias=bias)
+    ours.load_state_dict(reference.state_dict())
+    x = torch.randn(5, 3)
+    with torch.autocast("cpu", dtype):
+        assert ours(x).dtype == dtype
+        agrees(ours(x), reference(x), "nn.Linear", atol=0)
+
+
+def test_it_compiles_for_every_batch_size(compiles):
+    compiles(Linear(3, 7), *((torch.randn(B, 3),) for B in (4, 3)))
+
+
+def test_weights_that_do_not_all_fit_are_not_loaded():
+    for other in (nn.Linear(3, 7, bias=False), nn.Bilinear(3, 3, 7)):
+        with pytest.raises(RuntimeError, match="loading state_dict"):
+            Linear(3, 7).load_state_dict(other.state_dict())
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*bias"):
+        Linear(3, 7, bias=False).load_state_dict(nn.Linear(3, 7).state_dict())
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (3, 2), (), (0,)], ids=str)
@@ -111,6 +134,7 @@ def test_sizes_below_one_are_refused(sizes, refuses):
         Linear(*sizes)
 
 
-def test_a_fan_in_below_one_is_refused(refuses):
-    with refuses(ValueError, "fan_in must be at least 1, got 0"):
-        kaiming_uniform_bound(0)
+@pytest.mark.parametrize("fan_in", [0, -3, math.nan])
+def test_a_fan_in_below_one_is_refused(fan_in, refuses):
+    with refuses(ValueError, f"fan_in must be at least 1, got {fan_in}"):
+        kaiming_uniform_bound(fan_in)

@@ -199,11 +199,36 @@ def test_inputs_and_states_stay_as_they_are():
     assert all(map(torch.equal, (x, *state), before))
 
 
-def test_autocast_and_the_meta_device_work():
-    lstm, x = LSTM(2, 4), torch.randn(3, 5, 2)
+@pytest.mark.parametrize("given", [False, True], ids=["from zeros", "state given"])
+@pytest.mark.parametrize("T", [1, 5])
+def test_autocast_rounds_where_torchs_layer_rounds(T, given, randomize, agrees):
+    ours, theirs = pair(randomize, (2, 4), torch.float32)
+    inputs = [torch.randn(3, T, 2), *torch.randn(2, 3, 4)][: 1 + 2 * given]
     with torch.autocast("cpu", torch.bfloat16):
-        outputs, _ = lstm(x)
-    torch.testing.assert_close(outputs.float(), lstm(x)[0], atol=0.03, rtol=0)
+        found, expected = ours_flat(ours)(*inputs), theirs_flat(theirs)(*inputs)
+    for x, y in zip(found, expected, strict=True):
+        assert x.dtype == torch.bfloat16
+        agrees(x, y, "nn.LSTM", atol=0.03, rtol=0.02)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["from zeros", "state given"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_rounds_all_states_and_no_float64(dtype, given, randomize):
+    # torch has no float16 kernel for processors: compared with float32 instead.
+    lstm, _ = pair(randomize, (2, 4), torch.float32)
+    inputs = [torch.randn(3, 5, 2), *torch.randn(2, 3, 4)][: 1 + 2 * given]
+    exact = ours_flat(lstm)(*inputs)
+    with torch.autocast("cpu", dtype):
+        found = ours_flat(lstm)(*inputs)
+        wide = ours_flat(lstm.double())(*(x.double() for x in inputs))
+    for x, y, z in zip(found, exact, wide, strict=True):
+        assert x.dtype == dtype and z.dtype == torch.float64
+        torch.testing.assert_close(x.float(), y, atol=0.03, rtol=0.02)
+        torch.testing.assert_close(z.float(), y)
+
+
+def test_the_meta_device_works():
+    lstm, x = LSTM(2, 4), torch.randn(3, 5, 2)
     outputs, (h, c) = lstm.to("meta")(x.to("meta"))
     assert outputs.shape == (3, 5, 4) and h.shape == c.shape == (3, 4)
     assert c.device.type == "meta"
@@ -229,3 +254,33 @@ def test_states_of_another_shape_are_refused(name, shape, refuses):
     state = (wrong, right) if name == "h_0" else (right, wrong)
     with refuses(ValueError, f"{name} must be (3, 4), got {shape}"):
         LSTM(2, 4)(torch.zeros(3, 5, 2), state)
+
+
+@pytest.mark.parametrize("B", [1, 3])
+def test_what_is_returned_is_contiguous(B):
+    x = torch.randn(2, 5, B).permute(2, 1, 0)
+    for given in (x, x.contiguous()):
+        found = ours_flat(LSTM(2, 4))(given)
+        assert all(tensor.is_contiguous() for tensor in found)
+
+
+def test_it_compiles_for_every_batch_size(compiles):
+    compiles(LSTM(2, 4), *((torch.randn(B, 3, 2),) for B in (4, 3)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_layers": 2}, {"bidirectional": True}, {"bias": False}, {"proj_size": 3}],
+    ids=str,
+)
+def test_weights_that_do_not_all_fit_are_not_loaded(options):
+    state = nn.LSTM(2, 4, **options).state_dict()
+    with pytest.raises(RuntimeError, match="loading state_dict"):
+        LSTM(2, 4).load_state_dict(state)
+
+
+@pytest.mark.parametrize("lengths", [[3, 2], [2, 2]], ids=str)
+def test_a_packed_sequence_is_refused(lengths, refuses):
+    packed = nn.utils.rnn.pack_sequence([torch.randn(n, 2) for n in lengths])
+    with refuses(TypeError, "x must be a tensor, got a PackedSequence"):
+        LSTM(2, 4)(packed)

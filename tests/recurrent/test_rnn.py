@@ -224,12 +224,22 @@ def test_the_state_that_is_given_stays_as_it_is():
     assert torch.equal(x, before[0]) and torch.equal(h_0, before[1])
 
 
-def test_autocast_and_the_meta_device_work():
+@pytest.mark.parametrize("given", [False, True], ids=["from zeros", "h_0 given"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@kinds
+def test_autocast_rounds_where_torchs_layer_rounds(
+    kind, dtype, given, randomize, agrees
+):
+    ours, theirs = pair(randomize, (2, 4), kind, torch.float32)
+    inputs = [torch.randn(3, 5, 2), torch.randn(3, 4)][: 1 + given]
+    with torch.autocast("cpu", dtype):
+        for x, y in zip(ours(*inputs), flat(theirs)(*inputs), strict=True):
+            assert x.dtype == dtype
+            agrees(x, y, "nn.RNN", atol=0.03, rtol=0.02)
+
+
+def test_the_meta_device_works():
     rnn, x = RNN(2, 4), torch.randn(3, 5, 2)
-    with torch.autocast("cpu", torch.bfloat16):
-        outputs, h = rnn(x)
-    assert outputs.dtype == h.dtype == torch.bfloat16
-    torch.testing.assert_close(outputs.float(), rnn(x)[0], atol=0.03, rtol=0)
     outputs, h = rnn.to("meta")(x.to("meta"))
     assert outputs.shape == (3, 5, 4) and h.device.type == "meta"
 
@@ -256,3 +266,31 @@ def test_inputs_of_another_shape_are_refused(shape, refuses):
 def test_states_of_another_shape_are_refused(shape, refuses):
     with refuses(ValueError, f"h_0 must be (3, 4), got {shape}"):
         RNN(2, 4)(torch.zeros(3, 5, 2), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("B", [1, 3])
+def test_what_is_returned_is_contiguous(B):
+    x = torch.randn(2, 5, B).permute(2, 1, 0)
+    for given in (x, x.contiguous()):
+        found = RNN(2, 4)(given)
+        assert all(tensor.is_contiguous() for tensor in found)
+
+
+def test_it_compiles_for_every_batch_size(compiles):
+    compiles(RNN(2, 4), *((torch.randn(B, 3, 2),) for B in (4, 3)))
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_layers": 2}, {"bidirectional": True}, {"bias": False}], ids=str
+)
+def test_weights_that_do_not_all_fit_are_not_loaded(options):
+    state = nn.RNN(2, 4, **options).state_dict()
+    with pytest.raises(RuntimeError, match="loading state_dict"):
+        RNN(2, 4).load_state_dict(state)
+
+
+@pytest.mark.parametrize("lengths", [[3, 2], [2, 2]], ids=str)
+def test_a_packed_sequence_is_refused(lengths, refuses):
+    packed = nn.utils.rnn.pack_sequence([torch.randn(n, 2) for n in lengths])
+    with refuses(TypeError, "x must be a tensor, got a PackedSequence"):
+        RNN(2, 4)(packed)

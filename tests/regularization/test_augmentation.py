@@ -93,6 +93,26 @@ def test_no_shift_returns_the_images():
     assert torch.equal(random_shift(images, 0), images)
 
 
+@pytest.mark.parametrize("max_shift", [0, 2])
+@pytest.mark.parametrize("channels", [0, 1, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_what_is_returned_is_contiguous(layout, channels, max_shift):
+    images = torch.rand(4, channels, 6, 5).contiguous(memory_format=layout)
+    moved = random_shift(images, max_shift)
+    assert moved.is_contiguous()
+    assert moved.view(4, -1).shape == (4, channels * 30)
+
+
+def test_it_compiles_for_every_batch_size(compiles):
+    compiles(random_shift, *((torch.rand(N, 3, 6, 5), 2) for N in (4, 3)))
+
+
+@pytest.mark.parametrize("max_shift", [1.0, 1.5, True, "1", None])
+def test_a_shift_that_is_no_int_is_refused(max_shift, refuses):
+    with refuses(TypeError, f"max_shift must be an int, got {max_shift!r}"):
+        random_shift(torch.rand(2, 1, 4, 6), max_shift)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.float16])
 def test_any_dtype_works(dtype):
     images = (torch.rand(10, 1, 6, 6) * 9).to(dtype)

@@ -111,10 +111,35 @@ def test_a_generator_repeats_the_mask_and_leaves_the_default_one_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("p", [0.5, 1.0])
-def test_a_nan_is_not_hidden(p):
-    x = torch.full((64,), torch.nan)
-    assert dropout(x, p).isnan().all() and F.dropout(x, p).isnan().all()
+def test_what_is_dropped_is_zero_and_what_is_kept_is_not_hidden(p, bad):
+    x = torch.full((64,), bad, requires_grad=True)
+    out = dropout(x, p, generator=torch.Generator().manual_seed(1))
+    ones = dropout(torch.ones(64), p, generator=torch.Generator().manual_seed(1))
+    dropped = ones == 0
+    assert dropped.sum() == 64 if p == 1 else 16 < dropped.sum() < 48
+    assert not out[dropped].any()
+    kept = out[~dropped]
+    torch.testing.assert_close(kept, torch.full_like(kept, bad), equal_nan=True)
+    # The gradient is finite whatever x is.
+    assert torch.equal(torch.autograd.grad(out.sum(), x)[0], ones)
+
+
+def test_without_dropping_infinity_and_nan_stay():
+    x = torch.tensor([math.inf, -math.inf, math.nan, 1.0])
+    assert dropout(x, 0.0) is x
+
+
+def test_what_is_returned_is_contiguous_where_x_is():
+    for p in (0.0, 0.5, 1.0):
+        for training in (True, False):
+            assert dropout(torch.randn(3, 4), p, training).is_contiguous()
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0])
+def test_it_compiles_for_every_batch_size(p, compiles):
+    compiles(dropout, *((torch.randn(B, 5), p) for B in (4, 3)))
 
 
 def test_non_contiguous_inputs_work_and_are_not_modified():
@@ -127,10 +152,19 @@ def test_non_contiguous_inputs_work_and_are_not_modified():
     assert 0 < (wide == 0).sum() < 1000
 
 
-def test_meta_device_and_autocast_work():
+def test_the_meta_device_works():
     assert dropout(torch.empty(3, 4, device="meta")).shape == (3, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert dropout(torch.randn(3)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_changes_no_bit(dtype):
+    x = 1e5 * torch.randn(64)
+    with torch.autocast("cpu", dtype):
+        torch.manual_seed(1)
+        found = dropout(x, 0.3)
+        torch.manual_seed(1)
+        assert torch.equal(found, F.dropout(x, 0.3))
+    assert found.dtype == torch.float32
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -164,6 +164,81 @@ def test_a_tensor_is_taken_by_value():
     assert not stopper.step(torch.tensor(0.5, dtype=torch.bfloat16))
 
 
+@pytest.fixture
+def every_warning():
+    # torch warns of a tensor with a graph that becomes a number, but only once.
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
+
+
+def test_a_loss_that_carries_a_graph_is_taken_by_value(every_warning):
+    loss = torch.ones(3, requires_grad=True).sum()
+    stopper = EarlyStopping()
+    stopper.step(loss)
+    assert stopper.best == 3.0 and isinstance(stopper.best, float)
+
+
+@pytest.mark.parametrize("kept_compiled", [True, False])
+@pytest.mark.parametrize("restored_compiled", [True, False])
+def test_weights_move_between_a_model_and_its_compiled_self(
+    kept_compiled, restored_compiled
+):
+    model, stopper = nn.Linear(2, 2), EarlyStopping()
+    compiled = torch.compile(model, backend="eager")
+    kept = model.weight.detach().clone()
+    stopper.step(1.0, compiled if kept_compiled else model)
+    assert stopper.best_state.keys() == {"weight", "bias"}
+    nn.init.zeros_(model.weight)
+    stopper.restore(compiled if restored_compiled else model)
+    assert torch.equal(model.weight, kept)
+
+
+def test_an_empty_container_has_weights_too():
+    model, stopper = nn.Sequential(), EarlyStopping()
+    stopper.step(1.0, model)
+    stopper.restore(model)
+    assert stopper.best_state == {}
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("restart", range(5))
+def test_after_a_restart_it_goes_on_as_if_there_had_been_none(restart, mode, tmp_path):
+    metrics, model = [3.0, 2.0, 2.5, math.nan, 2.2], nn.Linear(2, 2)
+    whole, parts = (EarlyStopping(3, 0.1, mode) for _ in range(2))
+    for n, metric in enumerate(metrics):
+        if n == restart:
+            torch.save(parts.state_dict(), tmp_path / "checkpoint")
+            parts = EarlyStopping()
+            parts.load_state_dict(torch.load(tmp_path / "checkpoint"))
+        nn.init.constant_(model.weight, n)
+        assert whole.step(metric, model) == parts.step(metric, model)
+        assert whole.best == parts.best
+    for stopper in (whole, parts):
+        stopper.restore(model)
+        assert (model.weight == (1 if mode == "min" else 0)).all()
+
+
+@pytest.mark.parametrize("change", ["more", "less"])
+def test_a_state_with_other_keys_is_refused_and_changes_nothing(change, refuses):
+    stopper, state = EarlyStopping(), EarlyStopping(patience=2).state_dict()
+    names = list(state)
+    state.pop("best") if change == "less" else state.update(cooldown=1)
+    with refuses(ValueError, f"state_dict must have {names}, got {list(state)}"):
+        stopper.load_state_dict(state)
+    assert stopper.patience == 5
+
+
+def test_a_state_is_not_changed_by_what_follows():
+    stopper, model = EarlyStopping(), nn.Linear(2, 2)
+    stopper.step(2.0, model)
+    state = stopper.state_dict()
+    kept = state["best_state"]["weight"].clone()
+    nn.init.zeros_(model.weight)
+    stopper.step(1.0, model)
+    assert state["best"] == 2.0 and torch.equal(state["best_state"]["weight"], kept)
+
+
 def test_restoring_before_a_step_is_refused(refuses):
     message = "restore needs a step that improved and had the model"
     with refuses(RuntimeError, message):
@@ -176,9 +251,15 @@ def test_patience_below_one_is_refused(patience, refuses):
         EarlyStopping(patience=patience)
 
 
-@pytest.mark.parametrize("min_delta", [-0.1, math.nan])
-def test_a_negative_min_delta_is_refused(min_delta, refuses):
-    with refuses(ValueError, f"min_delta must be at least 0, got {min_delta}"):
+@pytest.mark.parametrize("patience", [math.nan, math.inf, 2.0, 2.5, True, "3", None])
+def test_patience_that_is_no_int_is_refused(patience, refuses):
+    with refuses(TypeError, f"patience must be an int, got {patience!r}"):
+        EarlyStopping(patience=patience)
+
+
+@pytest.mark.parametrize("min_delta", [-0.1, math.nan, math.inf])
+def test_a_min_delta_that_is_negative_or_not_finite_is_refused(min_delta, refuses):
+    with refuses(ValueError, f"min_delta must be finite and >= 0, got {min_delta}"):
         EarlyStopping(min_delta=min_delta)
 
 

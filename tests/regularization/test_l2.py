@@ -241,6 +241,22 @@ def test_a_closure_is_called_once_and_its_loss_returned():
     assert optimizer.step() is None
 
 
+def test_a_closure_has_gradients_even_where_none_are_kept():
+    w = nn.Parameter(torch.ones(3))
+    optimizer = AdamW([w])
+
+    def closure():
+        optimizer.zero_grad()
+        loss = w.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        assert optimizer.step(closure).item() == 3
+        assert not torch.is_grad_enabled()
+    assert (w < 1).all()
+
+
 def test_a_parameter_without_gradient_is_left_alone():
     frozen, w = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = AdamW([frozen, w], weight_decay=0.5)
@@ -269,6 +285,118 @@ def test_non_contiguous_and_empty_parameters_work(agrees):
     empty = nn.Parameter(torch.empty(0, 3))
     train(AdamW([empty]), [empty], [[torch.empty(0, 3)]])
     assert l2_penalty(empty, 1.0).item() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_changes_no_bit(dtype):
+    ours = [nn.Parameter(1000 * torch.randn(3, 4)), nn.Parameter(torch.randn(5))]
+    same = copy.deepcopy(ours)
+    gradients = gradients_like(ours, 3)
+    with torch.autocast("cpu", dtype):
+        penalty = l2_penalty(ours, 1.0)
+        (gradient,) = torch.autograd.grad(penalty, ours[:1])
+        train(AdamW(ours), ours, gradients)
+    assert torch.equal(penalty, l2_penalty(same, 1.0)) and penalty > 1e6
+    assert torch.equal(gradient, same[0])
+    train(AdamW(same), same, gradients)
+    assert all(map(torch.equal, ours, same))
+
+
+@kinds
+def test_float16_weights_end_where_torch_ends(decoupled, reference, agrees):
+    ours = [nn.Parameter(torch.ones(3, dtype=torch.float16))]
+    theirs = copy.deepcopy(ours)
+    # eps of 1e-8 is 0 in float16: 0/0 where the gradient is 0
+    gradients = [[torch.tensor([0.0, 1.0, -3.0], dtype=torch.float16)]] * 2
+    train(AdamW(ours, weight_decay=0.0, decoupled=decoupled), ours, gradients)
+    train(reference(theirs, weight_decay=0.0), theirs, gradients)
+    assert (
+        ours[0].isnan().tolist() == theirs[0].isnan().tolist() == [True, False, False]
+    )
+    agrees(ours[0][1:], theirs[0][1:], f"torch.optim.{reference.__name__}", atol=1e-3)
+
+
+def test_steps_are_counted_in_float32_whatever_the_default_is():
+    w = nn.Parameter(torch.ones(2))
+    optimizer = AdamW([w])
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        train(optimizer, [w], [[torch.ones_like(w)]] * 300)
+    finally:
+        torch.set_default_dtype(default)
+    assert optimizer.state[w]["step"].dtype == torch.float32
+    assert optimizer.state[w]["step"] == 300
+
+
+def test_the_penalty_compiles_for_any_size(compiles):
+    calls = (([torch.randn(size, 2), torch.randn(3)], 0.5) for size in (4, 3))
+    compiles(l2_penalty, *calls)
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_states_of_contiguous_weights_are_contiguous(decoupled):
+    w = nn.Parameter(torch.randn(3, 4))
+    optimizer = AdamW([w], decoupled=decoupled)
+    train(optimizer, [w], [[torch.randn(4, 3).T]])
+    assert w.is_contiguous()
+    assert all(value.is_contiguous() for value in optimizer.state[w].values())
+
+
+@pytest.mark.parametrize("name", ["amsgrad", "maximize", "differentiable"])
+@kinds
+def test_what_only_torchs_optimizer_can_do_is_refused(
+    decoupled, reference, name, refuses
+):
+    w = nn.Parameter(torch.ones(2))
+    torchs = reference([w], lr=0.3, **{name: True})
+    optimizer = AdamW([w], decoupled=decoupled)
+    before = copy.deepcopy(optimizer.state_dict())
+    with refuses(ValueError, f"{name} must be False, got True"):
+        optimizer.load_state_dict(torchs.state_dict())
+    assert optimizer.state_dict() == before
+    with refuses(ValueError, f"{name} must be False, got True"):
+        AdamW([{"params": [w], name: True}])
+    v = nn.Parameter(torch.ones(2))
+    with refuses(ValueError, f"{name} must be False, got True"):
+        optimizer.add_param_group({"params": [v], name: True})
+    optimizer.add_param_group({"params": [v], name: False})
+    assert len(optimizer.param_groups) == 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"lr": -1.0}, "lr must be at least 0, got -1.0"),
+        ({"eps": -1.0}, "eps must be at least 0, got -1.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0"),
+        ({"betas": (0.9, 1.0)}, "betas must be two numbers in [0, 1), got (0.9, 1.0)"),
+    ],
+    ids=str,
+)
+def test_options_of_a_group_and_of_a_loaded_state_are_checked_too(
+    bad, message, refuses
+):
+    w = nn.Parameter(torch.ones(2))
+    with refuses(ValueError, message):
+        AdamW([{"params": [w], **bad}])
+    optimizer = AdamW([w])
+    state = optimizer.state_dict()
+    state["param_groups"][0].update(bad)
+    with refuses(ValueError, message):
+        optimizer.load_state_dict(state)
+
+
+def test_the_state_of_another_kind_of_optimizer_is_not_loaded():
+    w = nn.Parameter(torch.ones(2))
+    with pytest.raises(KeyError, match="eps"):
+        AdamW([w]).load_state_dict(torch.optim.SGD([w]).state_dict())
+
+
+def test_a_state_for_other_parameters_is_not_loaded():
+    state = AdamW(parameters()).state_dict()
+    with pytest.raises(ValueError, match="doesn't match the size"):
+        AdamW(parameters()[:2]).load_state_dict(state)
 
 
 def test_meta_device_works():
@@ -300,9 +428,16 @@ def test_negative_coefficients_are_refused(name, value, refuses):
     AdamW(parameters(), **{name: 0})
 
 
-@pytest.mark.parametrize("betas", [(1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, -0.1)])
-def test_betas_outside_zero_and_one_are_refused(betas, refuses):
-    with refuses(ValueError, f"betas must lie in [0, 1), got {betas}"):
+@pytest.mark.parametrize(
+    "betas",
+    [
+        *[(1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, -0.1), (0.9, float("nan"))],
+        *[(), (0.9,), (0.9, 0.9, 0.9)],
+    ],
+    ids=str,
+)
+def test_betas_other_than_two_in_zero_and_one_are_refused(betas, refuses):
+    with refuses(ValueError, f"betas must be two numbers in [0, 1), got {betas}"):
         AdamW(parameters(), betas=betas)
 
 
@@ -317,10 +452,10 @@ def test_a_penalty_that_is_negative_or_of_nothing_is_refused(refuses):
 def test_sparse_and_complex_gradients_are_refused(refuses):
     table = nn.Embedding(4, 2, sparse=True)
     table(torch.tensor([1])).sum().backward()
-    message = "gradients must be dense and real, got "
-    with refuses(TypeError, message + "torch.float32 and torch.sparse_coo"):
+    message = "grad must be dense and real, got "
+    with refuses(TypeError, message + "torch.float32, torch.sparse_coo"):
         AdamW(table.parameters()).step()
     w = nn.Parameter(torch.ones(2, dtype=torch.complex64))
     w.grad = torch.ones_like(w)
-    with refuses(TypeError, message + "torch.complex64 and torch.strided"):
+    with refuses(TypeError, message + "torch.complex64, torch.strided"):
         AdamW([w]).step()

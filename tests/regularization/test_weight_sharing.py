@@ -119,11 +119,38 @@ def test_inputs_are_not_modified_and_need_not_be_contiguous():
     assert torch.equal(hidden, copies[0]) and torch.equal(ids, copies[1])
 
 
-def test_autocast_and_meta_device_work():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_rounds_where_torchs_layers_round(dtype, pair, agrees):
+    ours, theirs = (module.float() for module in pair)
+    ids, hidden = torch.tensor([[1, 4], [0, 10]]), torch.randn(2, 6)
+    with torch.autocast("cpu", dtype):
+        agrees(ours.embed(ids), theirs.embedding(ids), "nn.Embedding", atol=0)
+        agrees(ours.logits(hidden), theirs.output(hidden), "nn.Linear", atol=0)
+        assert ours.embed(ids).dtype == torch.float32
+        assert ours.logits(hidden).dtype == dtype
+
+
+def test_what_is_returned_is_contiguous():
     ours = TiedEmbedding(11, 6)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert ours.logits(torch.randn(2, 6)).dtype == torch.bfloat16
-        assert ours.embed(torch.tensor([1])).dtype == torch.float32
+    ids, hidden = torch.randint(11, (3, 4)), torch.randn(6, 3, 4)
+    assert ours.embed(ids).is_contiguous() and ours.embed(ids.T).is_contiguous()
+    assert ours.logits(hidden.permute(2, 1, 0)).is_contiguous()
+
+
+def test_it_compiles_for_every_batch_size(compiles):
+    ours = TiedEmbedding(11, 6)
+    calls = ((torch.randint(11, (B, 5)),) for B in (4, 3))
+    compiles(lambda ids: ours.logits(ours.embed(ids)), *calls)
+
+
+def test_weights_that_do_not_all_fit_are_not_loaded():
+    for other in (nn.Linear(6, 11), nn.Embedding(12, 6)):
+        with pytest.raises(RuntimeError, match="loading state_dict"):
+            TiedEmbedding(11, 6).load_state_dict(other.state_dict())
+
+
+def test_the_meta_device_works():
+    ours = TiedEmbedding(11, 6)
     ours.to("meta")
     hidden = ours.embed(torch.zeros(2, 3, dtype=torch.long, device="meta"))
     assert hidden.shape == (2, 3, 6) and ours.logits(hidden).shape == (2, 3, 11)
