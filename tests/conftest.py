@@ -103,6 +103,28 @@ def refuses():
     return expect
 
 
+@pytest.fixture(params=["eager", "aot_eager"])
+def compiles(request):
+    """compiles(function, *calls): one graph must return what the function returns.
+
+    Each call is a tuple of arguments; they differ in size, as a last batch does.
+    """
+    if "MUTANT_UNDER_TEST" in os.environ:
+        pytest.skip("mutants are chosen by an environment variable: no graph has that")
+
+    def check(function, *calls):
+        torch._dynamo.reset()
+        compiled = torch.compile(function, fullgraph=True, backend=request.param)
+        for arguments in calls:
+            torch.manual_seed(1)
+            found = compiled(*arguments)
+            torch.manual_seed(1)
+            expected = function(*arguments)
+            torch.testing.assert_close(found, expected, check_stride=True)
+
+    return check
+
+
 def leave_out(reason: str):
     """What is missing is left out here, and fails where nothing may be missing."""
     if os.environ.get("CI") == "true":

@@ -11,13 +11,14 @@ from torch import Tensor
 
 
 def l2_penalty(parameters: Tensor | Iterable[Tensor], weight_decay: float) -> Tensor:
-    """λ/2 times the sum of all squared weights, 0-d, to be added to the loss.
-
-    In float32 or better: above 256 the square of a weight is too large for float16.
+    """Computes λ/2 times the sum of all squared weights, to be added to the loss.
 
     Args:
         parameters: one tensor or several, of any shapes.
         weight_decay: λ; the gradient of the penalty is λ times the weight.
+
+    Returns:
+        0-d, in float32 or better: a float16 weight above 256 has too large a square.
 
     Raises:
         ValueError: weight_decay is negative, or there are no parameters.
@@ -41,8 +42,8 @@ class AdamW(torch.optim.Optimizer):
         params: tensors, or groups of them with options of their own.
         lr: learning rate η; decoupled decay shrinks a weight by ηλ of it at a step.
         betas: how much of the running means of g and of g² is kept at a step.
-        eps: added to the root that divides the step. In float16 1e-8 is 0, and 0/0
-            makes a weight without a gradient NaN, as in torch.
+        eps: added to the root that divides the step. In float16 1e-8 is 0: a gradient
+            of 0 then makes the weight NaN (0/0), as in torch.
         weight_decay: λ.
         decoupled: False puts λ times the weight into the gradient, as
             `torch.optim.Adam(weight_decay=...)` does.
@@ -79,10 +80,7 @@ class AdamW(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """Updates every parameter that has a gradient.
-
-        Args:
-            closure: computes the loss and its gradients anew; the loss is returned.
+        """Updates every parameter that has a gradient; returns what closure returns.
 
         Raises:
             TypeError: a gradient is sparse or complex.
