@@ -130,7 +130,7 @@ def test_a_pixel_is_switched_by_mouse_or_key_and_the_map_is_that_of_torch(visit)
         inputs = {"kernel": torch.tensor(1), "row": torch.tensor(2.0), "image": image}
         return export.run(spec["graph"], inputs | {"column": torch.tensor(6.0)})
 
-    page.get_by_label("Kernel").select_option("horizontal edges")
+    page.locator("live-figure select").select_option("horizontal edges")
     move(page, "row", 2)
     move(page, "column", 6)
     pixel = page.get_by_label("Image, row 3, column 7")
@@ -201,7 +201,7 @@ def test_a_chart_says_what_it_shows_now(visit):
     start = page.locator("[data-input=start] input").input_value()
     inputs = {"weight": torch.tensor(0.8), "start": torch.tensor(float(start))}
     found = export.run(spec["graph"], inputs)
-    last = [f"{values[-1]:.2f}" for values in found.values()]
+    last = [f"{found[name][-1].item():.2f}" for name in ("state", "gradient")]
     after = chart.get_attribute("aria-label")
     assert before.startswith("state hₜ: from 1.00 to ") and after != before
     assert re.findall(r" to ([\d.]+),", after) == last
