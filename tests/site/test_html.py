@@ -17,6 +17,7 @@ VNU = ROOT / ".cache/checkers/node_modules/vnu-jar/build/dist/vnu.jar"
 TOLERATED = [
     # MathML Core lets every element have it; the checker knows MathML 3.
     r"Attribute “scriptlevel” not allowed on element “mtable”",
+    r"Attribute “tabindex” not allowed on element “mtr”",
     # Two check boxes of its base template say autocomplete="off"; browsers ignore it.
     r"Attribute “autocomplete” is only allowed when the input type is “color”",
 ]
