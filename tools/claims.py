@@ -35,24 +35,26 @@ def claims() -> dict[str, dict]:
         ValueError: a quotation is not in the notes to the letter, or not just once; a
             word of the notes is neither quoted nor listed as no claim.
     """
-    listed = (DOCS / "claims.yml").read_text(encoding="utf-8")
-    return _parse(listed, NOTES.read_text(encoding="utf-8"))[0]
+    return _read()[0]
 
 
 def marks() -> list[tuple[int, int, str | None]]:
     """Where the notes are quoted: start, end and the claim, or None for no claim."""
-    listed = (DOCS / "claims.yml").read_text(encoding="utf-8")
-    return _parse(listed, NOTES.read_text(encoding="utf-8"))[1]
+    return _read()[1]
 
 
 def no_claims() -> list[dict]:
     """What is left of the notes: phrases (`says`), and why they claim nothing."""
+    return _read()[2]
+
+
+def _read() -> tuple[dict, list, list]:
     listed = (DOCS / "claims.yml").read_text(encoding="utf-8")
-    return yaml.safe_load(listed)["no_claims"]
+    return _parse(listed, NOTES.read_text(encoding="utf-8"))
 
 
 @cache
-def _parse(listed: str, notes: str) -> tuple[dict, list]:
+def _parse(listed: str, notes: str) -> tuple[dict, list, list]:
     known = yaml.load(listed, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     found, spans = {}, []
     for claim in known["claims"]:
@@ -70,7 +72,7 @@ def _parse(listed: str, notes: str) -> tuple[dict, list]:
         if re.search(r"[^\W\d_]", left):
             raise ValueError(f"neither judged nor listed as no claim: {left!r}")
         end = stop
-    return found, spans
+    return found, spans, known["no_claims"]
 
 
 def _place(phrase: str, notes: str) -> tuple[int, int]:

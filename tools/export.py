@@ -56,8 +56,7 @@ def export(function, inputs: dict, locate) -> tuple[dict, dict]:
     """Trace `function`, which takes tensors by name and returns a dict of tensors.
 
     Returns:
-        the graph, and what the function returned, with the value of each node of the
-        graph under "%" and its name.
+        the graph, and what the function returned.
 
     Raises:
         ValueError: it does what no graph can hold, or an operation that the executor
@@ -186,9 +185,6 @@ class _Graph:
         key = json.dumps(made)
         if key not in self.seen:
             made["name"] = str(len(self.nodes))
-            # A page's own lines move when an output above them grows; a snippet's stay.
-            file, line = self.at(node) or ("", 0)
-            made["at"] = [file, line] if file.startswith("snippets/") else None
             self.seen[key] = made
             self.nodes.append(made)
         self.ref[node] = {"t": self.seen[key]["name"]}
@@ -248,7 +244,7 @@ def _used(nodes: list[dict], outputs: dict) -> set[str]:
 
 
 def run(graph: dict, inputs: dict) -> dict:
-    """Runs a graph with torch's own operations: outputs, and "%" + name for nodes."""
+    """Runs a graph with torch's own operations and returns its outputs."""
     constants = {name: unpack(c) for name, c in graph["constants"].items()}
     values = {**inputs, **constants}
 
@@ -269,11 +265,7 @@ def run(graph: dict, inputs: dict) -> dict:
             if "dtype" in kwargs:
                 kwargs["dtype"] = getattr(torch, node["dtype"])
             values[node["name"]] = op(*map(given, node["args"]), **kwargs)
-    outputs = {name: given(arg) for name, arg in graph["outputs"].items()}
-    for node in graph["nodes"]:
-        value = values[node["name"]]
-        outputs["%" + node["name"]] = value if "shape" in node else value[0]
-    return outputs
+    return {name: given(arg) for name, arg in graph["outputs"].items()}
 
 
 def pack(tensor) -> dict:

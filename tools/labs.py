@@ -107,6 +107,9 @@ def _check(cell, lab: Path) -> None:
             raise PluginError(f"{lab.name}: the cell '{first}' failed:\n{said}")
         if output.output_type == "stream" and output.name == "stderr":
             raise PluginError(f"{lab.name}: the cell '{first}' warns:\n{output.text}")
+        # The page would not show it; what draws returns its marks, which are seen.
+        if output.output_type == "execute_result" and not cell.metadata.get("name"):
+            raise PluginError(f"{lab.name}: the cell '{first}' has a value: print it")
 
 
 def printed(cell) -> str:
@@ -184,8 +187,6 @@ def _markdown(cell, lab: Path) -> str:
     if text := printed(cell):
         parts.append(f"```text\n{text.rstrip()}\n```")
     text = "\n\n".join(parts)
-    if fold := cell.metadata.get("fold"):
-        text = f'??? note "{fold}"\n\n' + re.sub(r"^(?=.)", "    ", text, flags=re.M)
     if path := figure(cell, lab):
         options = {key: cell.metadata.get(key) for key in ("alt", "caption")}
         text += "\n\n" + figures.place(path, digest(cell.source), options)

@@ -126,21 +126,14 @@ def pixels(rows, label=""):
 def text(value, slots, vocabulary, label=""):
     """Words as ids: int64 of length `slots`, -1 where there is no word.
 
-    `vocabulary` lists the words that are known; all others have the id behind them. A
-    number instead gives every word one of so many ids.
+    `vocabulary` lists the words that are known; all others have the id behind them.
     """
     return Control("text", value, label, {"slots": slots, "vocabulary": vocabulary})
 
 
-def word_id(word: str, rows: int | list[str]) -> int:
-    """A word's row of an embedding table: its place in a list, as in live.js, or FNV-1a
-    of its letters."""
-    if isinstance(rows, list):
-        return rows.index(word.lower()) if word.lower() in rows else len(rows)
-    hashed = 2166136261
-    for byte in word.lower().encode():
-        hashed = ((hashed ^ byte) * 16777619) % 2**32
-    return hashed % rows
+def word_id(word: str, known: list[str]) -> int:
+    """A word's row of an embedding table, as in live.js: its place in the list."""
+    return known.index(word.lower()) if word.lower() in known else len(known)
 
 
 # --- views: what the figure shows, drawn once here, moved by live.js -----------------
@@ -198,11 +191,6 @@ def scatter(
 def network(output, left, right):
     """Routes from left (R) to right (C), as strong as the weights (R, C)."""
     return View("network", output, _named(locals(), "output"))
-
-
-def steps(title="What each line computes"):
-    """The snippet's lines in the order they ran, each with its shape and values."""
-    return View("steps", "", {"title": title})
 
 
 def _named(values: dict, *but: str) -> dict:
@@ -442,43 +430,12 @@ def _draw_network(view: View, outputs: dict, controls: dict) -> str:
     )
 
 
-def _draw_steps(view: View, outputs: dict, controls: dict) -> str:
-    shown = []
-    for step in view.options["lines"]:
-        value = outputs["%" + step["node"]]
-        shape = "×".join(map(str, value.shape)) or "one number"
-        shown.append(
-            f"<li><details><summary><code>{html.escape(step['code'])}</code> "
-            f'<span class="shape">{shape}</span></summary>'
-            f'<div class="values" data-node="{step["node"]}">{_slices(value)}</div>'
-            "</details></li>"
-        )
-    title = html.escape(view.options["title"])
-    return f'<p class="steps-title">{title}</p><ol class="steps">{"".join(shown)}</ol>'
-
-
-def _slices(value) -> str:
-    """A tensor as tables, a matrix each; live.js makes the same."""
-    value = value.double()
-    while value.dim() < 2:
-        value = value.unsqueeze(0)
-    top = max(value.abs().max().item(), 1e-9)
-    tables = []
-    matrices = value.reshape(-1, *value.shape[-2:]) if value.numel() else []
-    for n, matrix in enumerate(matrices):
-        view = heatmap("", top=top)
-        title = f"{n + 1} of {len(matrices)}" if len(matrices) > 1 else ""
-        tables.append(_table(view, matrix, None, title, {}))
-    return "".join(tables) or "<p>no values</p>"
-
-
 _DRAW = {
     "heatmap": _draw_heatmap,
     "lines": _draw_lines,
     "bars": _draw_bars,
     "scatter": _draw_scatter,
     "network": _draw_network,
-    "steps": _draw_steps,
 }
 
 
@@ -505,7 +462,7 @@ def draw(program, block) -> dict[str, str]:
         asked.append((function, controls, state or {}, train, views))
 
     tools = [slider, choice, toggle, numbers, pixels, text]
-    tools += [heatmap, lines, bars, scatter, network, steps, live]
+    tools += [heatmap, lines, bars, scatter, network, live]
     before = torch.get_rng_state()
     program.run(block, {tool.__name__: tool for tool in tools})
     if len(asked) != 1:
@@ -515,9 +472,6 @@ def draw(program, block) -> dict[str, str]:
     graph, outputs = export(function, {**inputs, **state}, program.locate)
     if state:
         outputs |= _train(function, inputs, state, train)
-    for view in views:
-        if view.kind == "steps":
-            view.options["lines"] = _lines(graph, program)
     torch.set_rng_state(before)
     name = block.fence.options["name"]
     spec = {
@@ -543,19 +497,6 @@ def _train(function, inputs, state, steps_) -> dict:
             if value.dim() == 0:
                 curves.setdefault(name, []).append(value.item())
     return {name: torch.tensor(values) for name, values in curves.items()}
-
-
-def _lines(graph: dict, program) -> list[dict]:
-    """The snippet's lines in the order they end in, each with the last it computes."""
-    found: dict[tuple, dict] = {}
-    for node in graph["nodes"]:
-        if not node.get("at") or not node["at"][0].startswith("snippets/"):
-            continue
-        at = file, line = tuple(node["at"])
-        found.pop(at, None)
-        code = program.line(file, line).strip()
-        found[at] = {"code": code, "node": node["name"]}
-    return list(found.values())
 
 
 def _figure(name, controls, train, views, outputs) -> str:

@@ -71,10 +71,6 @@ class Program:
         """The author's file and line for one of this program's, or nothing."""
         return self.origins[line - 1] if filename == self.filename else None
 
-    def line(self, file: str, number: int) -> str:
-        """The text that the author wrote there."""
-        return self.lines[self.origins.index((file, number))]
-
     def explain(self, error: BaseException) -> str:
         """The traceback with the authors' files and lines in place of ours."""
         report = traceback.TracebackException.from_exception(error)

@@ -447,9 +447,8 @@ def at_random(control) -> torch.Tensor:
     if kind == "choice":
         return torch.randint(len(options["labels"]), ())
     if kind == "text":
-        known = options["vocabulary"]  # the words, then one id for all others; or ids
-        ids = len(known) + 1 if isinstance(known, list) else known
-        words = torch.randint(ids, (options["slots"],))
+        known = len(options["vocabulary"])  # the id of all other words
+        words = torch.randint(known + 1, (options["slots"],))
         words[torch.randint(1, options["slots"] + 1, ()) :] = -1
         return words
     rows = control.select("tr")
@@ -496,24 +495,6 @@ def test_what_cannot_be_exported_says_what_and_where(function, why):
     line = function.__code__.co_firstlineno
     with pytest.raises(ValueError, match=rf"^page\.md:{line}: (?s:.*){why}"):
         export.export(function, {"x": torch.ones(3)}, in_this_file)
-
-
-@pytest.mark.parametrize("file", ["snippets/chapter/file.py", "page.md"])
-def test_each_node_knows_its_line_of_a_snippet(file):
-    """A page's own lines move with the outputs above them: no graph holds them."""
-
-    def function(x):
-        doubled = 2 * x
-        return {"y": doubled.sin()}
-
-    def locate(filename, line):
-        return (file, line) if filename == __file__ else None
-
-    graph, _ = export.export(function, {"x": torch.ones(3)}, locate)
-    first = function.__code__.co_firstlineno
-    lines = [[file, first + 1], [file, first + 2]]
-    expected = lines if file.startswith("snippets/") else [None, None]
-    assert [node["at"] for node in graph["nodes"]] == expected
 
 
 def test_what_does_not_depend_on_the_inputs_is_a_constant():

@@ -168,6 +168,10 @@ def cell(**about):
             {"outputs": [nbformat.v4.new_output("stream", name="stderr", text="Hm.")]},
             "the cell 'x = 1' warns:\nHm.",
         ),
+        (
+            {"outputs": [nbformat.v4.new_output("execute_result")]},
+            "the cell 'x = 1' has a value: print it",
+        ),
     ],
 )
 def test_what_the_plugin_lets_pass_is_red(about, fault, tmp_path):

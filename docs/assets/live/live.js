@@ -13,20 +13,6 @@ const place = (value, [low, high], start, end) =>
 const x = (value, o) => place(value, o.xlim, FRAME.left, FRAME.width - FRAME.right);
 const y = (value, o) => place(value, o.ylim, FRAME.height - FRAME.bottom, FRAME.top);
 
-// A word's row of an embedding table, as in tools/live.py: its place in a list, or
-// FNV-1a of its letters.
-function wordId(word, rows) {
-  if (Array.isArray(rows)) {
-    const at = rows.indexOf(word.toLowerCase());
-    return at < 0 ? rows.length : at;
-  }
-  let hash = 2166136261;
-  for (const byte of new TextEncoder().encode(word.toLowerCase())) {
-    hash = Math.imul(hash ^ byte, 16777619) >>> 0;
-  }
-  return hash % rows;
-}
-
 const wordsOf = (element) => element.querySelector("input").value.split(/\s+/).filter(Boolean);
 
 const READ = {
@@ -43,7 +29,10 @@ const READ = {
   }),
   text: (element, { slots, vocabulary }) => {
     const data = new Float64Array(slots).fill(-1);
-    wordsOf(element).slice(0, slots).forEach((word, n) => (data[n] = wordId(word, vocabulary)));
+    wordsOf(element).slice(0, slots).forEach((word, n) => {
+      const at = vocabulary.indexOf(word.toLowerCase()); // as in tools/live.py
+      data[n] = at < 0 ? vocabulary.length : at;
+    });
     return { shape: [slots], dtype: "int64", data };
   },
   numbers: (element) => {
@@ -152,19 +141,6 @@ const SHOW = {
     for (let j = 0; j < right; j++) texts[left + j].textContent = name(o.right, j);
     say(element, said.join("; ") + ".");
   },
-  steps(element, o, outputs, words, values) {
-    element.querySelectorAll("[data-node]").forEach((box) => {
-      const tensor = [values[box.dataset.node]].flat()[0]; // of several, the first
-      const tables = box.querySelectorAll("table");
-      if (!tables.length || !box.closest("details").open) return;
-      let top = 1e-9;
-      for (const value of tensor.data) top = Math.max(top, Math.abs(value));
-      const shape = [1, 1, ...tensor.shape].slice(-2);
-      const size = shape[0] * shape[1];
-      const view = { rows: null, columns: null, digits: 2, top };
-      tables.forEach((table, n) => fill(table, { shape, data: tensor.data }, n * size, view));
-    });
-  },
 };
 
 class LiveFigure extends HTMLElement {
@@ -209,7 +185,6 @@ class LiveFigure extends HTMLElement {
       if (target.dataset.act === "run") this.running ? this.stop() : this.run();
       if (target.dataset.act === "reset") this.reset();
     });
-    this.addEventListener("toggle", () => spec.train || this.update(), true);
     if (!spec.train) this.update();
     this.dataset.ready = "";
   }
@@ -225,12 +200,11 @@ class LiveFigure extends HTMLElement {
   }
 
   update() {
-    const { outputs, values } = this.graph.run(this.read());
-    this.show(outputs, values);
+    this.show(this.graph.run(this.read()).outputs);
   }
 
-  show(outputs, values) {
-    for (const { element, o } of this.views) SHOW[o.kind](element, o, outputs, this.words, values);
+  show(outputs) {
+    for (const { element, o } of this.views) SHOW[o.kind](element, o, outputs, this.words);
   }
 
   reset() {
