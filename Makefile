@@ -43,7 +43,7 @@ bench: .venv/installed ## time the build, weigh the pages
 	$(python) -m tools.bench
 
 reference: .venv/installed ## install the heavy reference libraries that the tests compare with
-	.venv/bin/pip install --quiet --require-hashes -r requirements-reference.txt
+	.venv/bin/pip install --quiet --no-deps --require-hashes -r requirements-reference.txt
 
 checkers: ## install the HTML checker and Lighthouse (needs npm; Java runs the first)
 	npm install --silent --no-fund --no-audit --prefix .cache/checkers vnu-jar@26.9.27 lighthouse@12.8.2
@@ -52,7 +52,7 @@ lock: .venv/installed ## solve the dependency groups of pyproject.toml anew
 	.venv/bin/pip install --quiet uv
 	lock() { .venv/bin/uv pip compile --quiet --universal --python-version 3.11.5 --generate-hashes --custom-compile-command "make lock" "$$@"; }; \
 	lock --group site --group test --group torch-needs -o requirements.txt; \
-	lock --group reference -c requirements.txt -o requirements-reference.txt
+	lock --group reference --no-emit-package torch -c requirements.txt -o requirements-reference.txt
 
 clean: ## remove the environment and everything made
 	rm -rf .venv .cache site mutants .coverage .pytest_cache .ruff_cache
