@@ -5,12 +5,27 @@ place on a page that judges and proves it, with the verdict in sign and word beh
 """
 
 import html
+import re
+from pathlib import Path
 
 from markdown.extensions import Extension
 from markdown.extensions.toc import slugify
 from markdown.preprocessors import Preprocessor
 
-from tools.claims import ANSWERED, NOTES, SIGNS, claims, judged, marks, no_claims, tally
+from tools import figures
+from tools.blocks import digest
+from tools.claims import (
+    ANSWERED,
+    DOCS,
+    NOTES,
+    SIGNS,
+    claims,
+    judged,
+    marks,
+    no_claims,
+    quotation,
+    tally,
+)
 
 
 class Annotated(Preprocessor):
@@ -53,7 +68,24 @@ def _line(line: str, start: int, verdicts: dict) -> list[str]:
         anchor = slugify(bare, "-")
         return ["", f"{'##' if level < 3 else '###'} {marked} {{: #{anchor} }}", ""]
     indent = ' class="in"' * (line[0] in " -" or line[:1].isdigit())
-    return [f"<p{indent}>{marked}</p>"]
+    made = [f"<p{indent}>{marked}</p>"]
+    if "![" in line:  # a picture that is lost: that of the page which answers it
+        (page,) = (
+            f["page"] for n, f in verdicts.items() if "![" in quotation(claims()[n])
+        )
+        made += ["", _picture(DOCS / f"{page}.md"), ""]
+    return made
+
+
+def _picture(page: Path) -> str:
+    """The drawing that opens a page, as it stands there."""
+    text = page.read_text(encoding="utf-8")
+    fence = re.search(
+        r'^```figure ([^\n]*lead="yes".*?)\n(.*?)\n```', text, re.S | re.M
+    )
+    options = dict(re.findall(r'(\w+)="([^"]*)"', fence[1]))
+    stored = figures.FOLDER / f"{options.pop('name')}.svg"
+    return figures.place(stored, digest(fence[2] + "\n"), {**options, "lead": "no"})
 
 
 def _marked(text: str, start: int, verdicts: dict) -> str:

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 import yaml
+from markdown.util import AtomicString
 from pymdownx.blocks import BlocksExtension
 from pymdownx.blocks.block import Block, type_string, type_string_in
 
@@ -101,8 +102,10 @@ def judged() -> dict[str, dict]:
 
 def tally(verdicts: list[str]) -> str:
     """How many hold, are loosely put, are wrong, in words and signs."""
-    counts = [(verdicts.count(word), f"{word} {SIGNS[word]}") for word in SIGNS]
-    return ", ".join(f"{n} {what}" for n, what in counts if n)
+    counts = {word: verdicts.count(word) for word in SIGNS}
+    words = {"holds": "hold"} if counts["holds"] != 1 else {}
+    listed = [(n, f"{words.get(w, w)} {SIGNS[w]}") for w, n in counts.items()]
+    return ", ".join(f"{n} {what}" for n, what in listed if n)
 
 
 class Claim(Block):
@@ -123,7 +126,8 @@ class Claim(Block):
         claim = etree.SubElement(parent, "div", {"class": "claim", "id": name.lower()})
         claim.set("data-verdict", self.options["verdict"])
         quote = etree.SubElement(claim, "p", {"class": "claim-says"})
-        etree.SubElement(quote, "q").text = quotation(claims()[name])
+        words = AtomicString(quotation(claims()[name]))  # no Markdown: to the letter
+        etree.SubElement(quote, "q").text = words
         return claim
 
     def on_end(self, block):

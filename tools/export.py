@@ -186,7 +186,9 @@ class _Graph:
         key = json.dumps(made)
         if key not in self.seen:
             made["name"] = str(len(self.nodes))
-            made["at"] = self.at(node)
+            # A page's own lines move when an output above them grows; a snippet's stay.
+            file, line = self.at(node) or ("", 0)
+            made["at"] = [file, line] if file.startswith("snippets/") else None
             self.seen[key] = made
             self.nodes.append(made)
         self.ref[node] = {"t": self.seen[key]["name"]}

@@ -12,14 +12,10 @@ import sys
 from pathlib import Path
 
 from bs4 import BeautifulSoup
-from mkdocs.config import load_config
 
-from tools import anatomy, ledger, sources, takeaway
+from tools import anatomy, ledger, published, sources
 from tools.blocks import digest, is_python
 
-# What the generator and the theme make, besides the pages.
-FRAME = ("404.html", "assets/", "css/", "fonts/", "img/", "js/", "llms", "search/",
-         "search.html", "sitemap.xml", "webfonts/")  # fmt: skip
 # Pygments calls them Python; they are what somebody once saw.
 TRANSCRIPTS = ("pycon", "ipython", "pytb", "py2tb", "python-console", "cython")
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w])")
@@ -37,6 +33,13 @@ LEFTOVERS = {
 def check(site: Path, root: Path = sources.ROOT) -> list[str]:
     """All that is wrong with a built site, a line each."""
     known = ledger.read(root)["pages"]
+    # The annotated notes show a figure that another page draws.
+    figures = {
+        block["digest"]: block
+        for run in known.values()
+        for block in run["blocks"]
+        if block["figure"]
+    }
     faults = []
     for source in sources.pages(root):
         name = source.relative_to(root).as_posix()
@@ -50,7 +53,7 @@ def check(site: Path, root: Path = sources.ROOT) -> list[str]:
         run = known.get(name, {"blocks": [], "source": ledger.source_digest(source)})
         blocks = run["blocks"]
         concept = sources.has_notebook(source)
-        found = _census(html, blocks)
+        found = _census(html, blocks, figures)
         if run["source"] != ledger.source_digest(source):
             found.append("edited after its blocks ran: make test")
         if concept:
@@ -58,38 +61,10 @@ def check(site: Path, root: Path = sources.ROOT) -> list[str]:
         found += anatomy.check(html, stem.as_posix(), concept, root)
         found += _leftovers(html)  # it takes the page apart
         faults += [f"{name}: {fault}" for fault in found]
-    return faults + [
-        f"{fault}: nobody has looked at it" for fault in _strangers(site, root)
-    ]
+    return [*faults, *published.check(site, root)]
 
 
-def _strangers(site: Path, root: Path) -> list[str]:
-    """Files of the site that are no page, and made of no page and no snippet."""
-    config = load_config(str(root / "mkdocs.yml"))
-    made: dict[str, str | bytes] = {}
-    for source in sources.pages(root):
-        stem = source.relative_to(root / "docs").with_suffix("")
-        taken = takeaway.Takeaway(source, config)
-        folder = stem.parent if stem.name == "index" else stem
-        made[(folder / "index.html").as_posix()] = ""
-        made[f"{stem}.md"] = taken.markdown()
-        if sources.has_notebook(source):
-            made[f"{stem}.ipynb"], made[f"{stem}.py"] = taken.notebook(), taken.script()
-    everything = {path: path.relative_to(site).as_posix() for path in site.rglob("*.*")}
-    strangers = []
-    for path, name in everything.items():
-        if name.startswith("assets/figures/"):
-            made[name] = (root / "docs" / name).read_text(encoding="utf-8")
-        elif name.startswith("snippets/"):
-            made[name] = (root / name).read_text(encoding="utf-8")
-        elif path.is_dir() or name.startswith(FRAME):
-            continue
-        if name not in made or made[name] not in ("", path.read_text(encoding="utf-8")):
-            strangers.append(name)
-    return strangers
-
-
-def _census(html: BeautifulSoup, blocks: list[dict]) -> list[str]:
+def _census(html: BeautifulSoup, blocks: list[dict], figures: dict) -> list[str]:
     """Blocks, outputs and figures: each was run, and each that was run is shown."""
     faults = []
     # Where the same code stands twice, the run that failed counts.
@@ -114,7 +89,8 @@ def _census(html: BeautifulSoup, blocks: list[dict]) -> list[str]:
     drawn = [figure["data-code"] for figure in html.select("figure[data-code]")]
     for figure in html.select("figure[data-code]"):
         shown.add(figure["data-code"])
-        faults += _outcome(ran.get(figure["data-code"]), "a figure")
+        code = figure["data-code"]
+        faults += _outcome(ran.get(code) or figures.get(code), "a figure")
         faults += ["a figure stands twice"] * (drawn.count(figure["data-code"]) > 1)
         if not figure.select_one("svg[role=img][aria-label], table"):
             faults.append("a figure without a text alternative")

@@ -19,6 +19,7 @@ from tools import claims, labs, sources
 from tools.blocks import FIGURES, Scanner, is_python
 
 FOLDER = Path("notebooks")
+SEPARATOR = "\n---\n\n"
 _CLAIM = re.compile(r"/// claim \| (C\d+)\n((?: {4}[^\n]*\n)*)\n?(.*?)\n///", re.S)
 _FOLD = re.compile(r'^[?!]{3}\+? \w+ "(.*)"$', re.M)
 _COMMENT = re.compile(r"^\s*<!--[-\s]*pytest.*-->\s*$\n?", re.M)
@@ -203,4 +204,4 @@ def publish(pages: list, config) -> None:
     for section, lines in sections.items():
         index += [f"## {section}", "\n".join(lines)]
     (site / "llms.txt").write_text("\n\n".join(index) + "\n", encoding="utf-8")
-    (site / "llms-full.txt").write_text("\n---\n\n".join(everything), encoding="utf-8")
+    (site / "llms-full.txt").write_text(SEPARATOR.join(everything), encoding="utf-8")

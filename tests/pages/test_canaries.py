@@ -1,5 +1,6 @@
 """Planted faults: each must turn its gate red, or the gate is not one."""
 
+import json
 import re
 
 import pytest
@@ -529,7 +530,7 @@ def test_what_a_reader_takes_along_is_the_page(house, suffix):
     made = takeaway.Takeaway(house.root / "docs/page.md", config)
     text = {".md": made.markdown(), ".ipynb": made.notebook(), ".py": made.script()}
     (house.site / f"page{suffix}").write_text(text[suffix])
-    unseen = f"page{suffix}: nobody has looked at it"
+    unseen = f"page{suffix}: not what it is made of"
     assert unseen not in "\n".join(gate.check(house.site, house.root))
     (house.site / f"page{suffix}").write_text(text[suffix].replace("1", "2"))
     assert unseen in "\n".join(gate.check(house.site, house.root))
@@ -540,7 +541,7 @@ def test_a_published_graph_is_the_one_that_was_compared(house, figure):
     built = house.site / "assets/figures/page/a.svg"
     built.parent.mkdir(parents=True)
     built.write_text(figure.read_text().replace("top 0.2", "top 0.3"))
-    assert "page/a.svg: nobody has looked at it" in "\n".join(
+    assert "page/a.svg: not what it is made of" in "\n".join(
         gate.check(house.site, house.root)
     )
 
@@ -598,3 +599,30 @@ def test_a_run_that_the_project_changed_under_is_not_kept(house, file):
     assert ledger.read(house.root)["pages"] == {}
     if file.startswith("snippets"):
         result.stdout.fnmatch_lines(["The project changed meanwhile*"])
+
+
+def test_the_search_index_and_the_file_for_models_are_of_the_pages(house):
+    house.page(PUBLISHED)
+    house.test("--write-outputs")
+    house.test()
+    house.build()
+    config = load_config(str(house.root / "mkdocs.yml"))
+    index = house.site / "search/search_index.json"
+    known = json.loads(index.read_text())
+    pages = sorted((house.root / "docs").glob("*.md"))
+    texts = [takeaway.Takeaway(page, config).markdown() for page in pages]
+    everything = house.site / "llms-full.txt"
+    everywhere = takeaway.SEPARATOR.join(texts)
+
+    def faults(entry="P", text=everywhere) -> str:
+        entries = [{**doc, "text": entry} for doc in known["docs"][-1:]]
+        index.write_text(json.dumps({**known, "docs": entries}))
+        everything.write_text(text)
+        found = gate.check(house.site, house.root)
+        return "\n".join(
+            fault for fault in found if fault.startswith(("search", "llms"))
+        )
+
+    assert faults() == ""
+    assert "doesn't say 'Q'" in faults(entry="Q")
+    assert faults(text=texts[0]) == "llms-full.txt: not the pages"

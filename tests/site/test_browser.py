@@ -221,7 +221,7 @@ def test_lines_of_text_have_60_to_80_characters(visit):
 
 
 def test_formulas_are_mathml_set_in_the_maths_font(visit):
-    page = visit(PAGE).page
+    page = visit("regularization/l2/").page
     assert page.evaluate("""[...document.fonts].some(
         font => font.family.includes("STIX Two Math") && font.status === "loaded")""")
     formulas = page.locator("math")
