@@ -114,7 +114,7 @@ def compiles(request):
         pytest.skip("mutants are chosen by an environment variable: no graph has that")
 
     def check(function, *calls):
-        torch._dynamo.reset()
+        torch.compiler.reset()
         compiled = torch.compile(function, fullgraph=True, backend=request.param)
         for arguments in calls:
             torch.manual_seed(1)
