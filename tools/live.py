@@ -257,7 +257,9 @@ def _table(view: View, matrix, mask, title: str, controls: dict, marked=None) ->
     head = f"<thead><tr><td></td>{head}</tr></thead>" if any(columns) else ""
     body = []
     for i, row in enumerate(matrix.tolist()):
-        cells = [f'<th scope="row">{html.escape(rows[i])}</th>'] if any(rows) else []
+        # Words come and go; a row that has no label is no header.
+        label = f'<th scope="row">{html.escape(rows[i])}</th>'
+        cells = [label if rows[i] or gone[0] else "<td></td>"] if any(rows) else []
         for j, value in enumerate(row):
             off = mask is not None and bool(mask[i, j])
             shade = min(1, abs(value) / o["top"])

@@ -23,7 +23,9 @@ class Opening(Treeprocessor):
         verdicts = [claim.get("data-verdict") for claim in claims]
         if counted := tally([word for word in verdicts if word in SIGNS]):
             line = etree.Element("p", {"class": "verdicts"})
-            line.text = f"What the notes say of it: {counted}. "
+            line.text = (
+                f"This site tests one person's notes. On this topic: {counted}. "
+            )
             link = etree.SubElement(line, "a", {"href": "#what-the-notes-say"})
             link.text = "Where, and why"
             root.insert(first, line)

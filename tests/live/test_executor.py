@@ -304,6 +304,7 @@ def movements():
     yield (lambda x, i, j: x[i, j]), floats(3, 5), ids, AT([4, 1])
     yield (lambda x, i: x.index_select(-1, i)), floats(2, 3), AT([2, 2, 0])
     yield (lambda x, i: x.index_select(0, i)), floats(4, 3), AT([3, 0])
+    yield (lambda x, i, j: x[i[:, None], j]), floats(4, 3), AT([3, 0]), AT([1, 1, 2])
     yield (lambda x, i: x.gather(1, i)), floats(2, 3), ids
     yield (lambda x, i: x.gather(-2, i)), floats(3, 2), ids
     yield (lambda x: x.long()), 3 * floats(3, 4)

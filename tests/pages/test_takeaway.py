@@ -11,10 +11,16 @@ from mkdocs.config import load_config
 from tools import takeaway
 from tools.blocks import Scanner, is_python
 
-from .conftest import CONCEPTS, ROOT
+from .conftest import CONCEPTS, ROOT, SHORT
 
 CONFIG = load_config(str(ROOT / "mkdocs.yml"))
 every_concept = pytest.mark.parametrize("page", CONCEPTS)
+# What a lab gives is tested in test_labs.py.
+every_page = pytest.mark.parametrize("page", [p for p in CONCEPTS if p in SHORT])
+
+
+def name_of(page: str) -> str:
+    return page.removeprefix("docs/").rpartition(".")[0]
 
 
 @every_concept
@@ -24,7 +30,7 @@ def test_the_stored_notebook_is_the_page(page):
     assert stored.read_text(encoding="utf-8") == made.notebook(), "make outputs"
 
 
-@every_concept
+@every_page
 def test_the_script_is_python_with_the_text_as_comments(page):
     script = takeaway.Takeaway(ROOT / page, CONFIG).script()
     blocks = Scanner.of(ROOT / "mkdocs.yml").blocks(ROOT / page)
@@ -37,11 +43,11 @@ def test_the_script_is_python_with_the_text_as_comments(page):
 def test_no_notebook_is_left_of_a_page_that_is_gone():
     stored = sorted((ROOT / takeaway.FOLDER).rglob("*.ipynb"))
     names = [path.relative_to(ROOT / takeaway.FOLDER).as_posix() for path in stored]
-    pages = [page.removeprefix("docs/").replace(".md", ".ipynb") for page in CONCEPTS]
+    pages = [f"{name_of(page)}.ipynb" for page in CONCEPTS]
     assert names == pages
 
 
-@every_concept
+@every_page
 def test_a_notebook_is_valid_and_has_every_block_and_output(page):
     made = takeaway.Takeaway(ROOT / page, CONFIG)
     notebook = nbformat.reads(made.notebook(), as_version=4)
@@ -55,7 +61,7 @@ def test_a_notebook_is_valid_and_has_every_block_and_output(page):
     assert stored == shown
 
 
-@every_concept
+@every_page
 def test_the_text_is_plain_markdown_and_complete(page):
     text = takeaway.Takeaway(ROOT / page, CONFIG).markdown()
     for leftover in ("--8<--", "///", "???", "pytest-codeblocks", ".md)", "[NOTES]"):
@@ -120,7 +126,7 @@ def test_the_site_has_them_all(tmp_path):
     everything = (tmp_path / "llms-full.txt").read_text(encoding="utf-8")
     assert index.startswith(f"# {CONFIG.site_name}\n\n> ")
     for page in CONCEPTS:
-        name = page.removeprefix("docs/").removesuffix(".md")
+        name = name_of(page)
         assert f"]({CONFIG.site_url}{name}.md): " in index
         markdown = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
         assert everything.count(markdown) == 1

@@ -156,7 +156,9 @@ function take(node, x, dim, place) {
 function indexed(node, x, indices) {
   const own = strides(x.shape);
   const first = indices.findIndex((index) => index), given = indices.filter((index) => index);
-  const shape = given.reduce((a, t) => (t.shape.length > a.length || (t.shape.length === a.length && count(t.shape) > count(a)) ? t.shape : a), []);
+  const rank = Math.max(...given.map((t) => t.shape.length)); // the indices broadcast
+  const sizes = (d) => given.map((t) => t.shape[d - rank + t.shape.length] ?? 1);
+  const shape = Array.from({ length: rank }, (_, d) => sizes(d).find((n) => n !== 1) ?? 1);
   const flat = given.map((t) => spread(t, shape));
   const starts = Array.from({ length: count(shape) }, (_, i) => given.reduce((sum, _, g) =>
     sum + wrap(flat[g][i], x.shape[first + g]) * own[first + g], 0));
