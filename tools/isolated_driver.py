@@ -17,13 +17,15 @@ import types
 from importlib import machinery
 from pathlib import Path
 
+FORBIDDEN = {*sys.argv[1:]}
+
 
 class Allowed(machinery.PathFinder):
     """Finds what is installed, but for what is forbidden."""
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        if path is None and name.partition(".")[0] in sys.argv[1:]:
+        if path is None and name.partition(".")[0] in FORBIDDEN:
             return None
         return super().find_spec(name, path, target)
 
