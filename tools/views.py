@@ -5,6 +5,7 @@ the figure that a reader without JavaScript sees.
 """
 
 import json
+import math
 from pathlib import Path
 
 DRAW = Path(__file__).resolve().parent.parent / "docs/assets/live/draw.js"
@@ -32,6 +33,8 @@ def lines(series, x, xlim=None, ylim=(0, 1), xlabel="", ylabel=""):
 
 def bars(output, labels, ylim=(0, 1), ylabel=""):
     """A bar for each value of a vector."""
+    labels = [str(label) for label in labels]
+    xlim, xticks = (0, len(labels)), [(n + 0.5, name) for n, name in enumerate(labels)]
     return _view("bars", **locals())
 
 
@@ -59,7 +62,19 @@ def _view(kind: str, **given) -> dict:
     for name in LABELS:
         if given.get(name) is not None and not isinstance(given[name], str):
             given[name] = [str(label) for label in given[name]]
+    if "ylim" in given:
+        given["yticks"] = _ticks(*given["ylim"])
+        given.setdefault("xticks", _ticks(*given["xlim"]))
     return {"kind": kind} | {n: v for n, v in given.items() if v is not None}
+
+
+def _ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """At most six, at 1, 2 or 5 times a power of ten; and how each is printed."""
+    ten = 10 ** math.floor(math.log10((high - low) / 2))
+    step = next(s for s in (ten, 2 * ten, 5 * ten) if (high - low) / s <= 5)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    values = [n * step for n in range(first, last + 1)]
+    return [(value, f"{value:g}".replace("-", "−")) for value in values]
 
 
 # Labels, and the dimension that they stand along.

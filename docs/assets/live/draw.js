@@ -22,8 +22,7 @@ const tag = (name, attributes, ...inner) => `<${name}${
     .map(([key, value]) => ` ${key}="${value.toFixed ? round(value) : escaped(value)}"`).join("")
 }>${inner.flat().join("")}</${name}>`;
 
-const signed = (text) => text.replace("-", +text ? "−" : "");
-const number = (value, digits = 2) => signed(value.toFixed(digits));
+const number = (value, digits = 2) => value.toFixed(digits).replace("-", value.toFixed(digits) < 0 ? "−" : "");
 
 // A table for each matrix. Where there is no word, there is no row or column.
 function tables(o, { shape, data }, outputs, words) {
@@ -60,20 +59,12 @@ const up = (value, o) => place(value, o.ylim, BOTTOM, TOP);
 const text = (x, y, anchor, label) => tag("text", { x, y, "text-anchor": anchor }, escaped(label));
 const image = (height, said, ...inner) => tag("svg", { viewBox: `0 0 420 ${height}`, role: "img", "aria-label": said }, ...inner);
 
-// At most six, at 1, 2 or 5 times a power of ten: [value, as it is printed].
-function ticks([low, high]) {
-  const ten = +`1e${((high - low) / 2).toExponential().split("e")[1]}`;
-  const step = [ten, 2 * ten, 5 * ten].find((step) => (high - low) / step <= 5);
-  const first = Math.ceil(low / step - 1e-9), last = Math.floor(high / step + 1e-9);
-  return times(last - first + 1, (n) => (first + n) * step).map((value) => [value, signed(`${+value.toPrecision(6)}`)]);
-}
-
-const chart = (o, said, inner, below = ticks(o.xlim)) => image(230, said, tag("g", { class: "axes", "aria-hidden": "true" },
-  ticks(o.ylim).map(([value, label]) => {
+const chart = (o, said, inner) => image(230, said, tag("g", { class: "axes", "aria-hidden": "true" },
+  o.yticks.map(([value, label]) => {
     const y = up(value, o);
     return tag("line", { x1: LEFT, x2: RIGHT, y1: y, y2: y }) + text(LEFT - 6, y + 4, "end", label);
   }),
-  below.map(([value, label]) => text(across(value, o), BOTTOM + 16, "middle", label)),
+  o.xticks.map(([value, label]) => text(across(value, o), BOTTOM + 16, "middle", label)),
   text((LEFT + RIGHT) / 2, 224, "middle", o.xlabel),
   tag("g", { transform: `translate(11 ${(TOP + BOTTOM) / 2}) rotate(-90)` }, text(0, 0, "middle", o.ylabel)),
 ), inner);
@@ -93,12 +84,12 @@ const VIEWS = {
       })));
   },
 
-  bars(o, { data, shape }) {
-    const frame = { ...o, xlim: [0, ...shape] }, zero = up(Math.max(o.ylim[0], 0), o);
-    return chart(frame, `${o.labels.map((label, n) => `${label} ${number(data[n])}`).join(", ")}.`, o.labels.map((_, n) => {
-      const x = across(n + 0.15, frame), y = up(data[n], o);
-      return tag("rect", { class: "s1", x, width: across(n + 0.85, frame) - x, y: Math.min(y, zero), height: Math.abs(zero - y) });
-    }), o.labels.map((label, n) => [n + 0.5, label]));
+  bars(o, { data }) {
+    const zero = up(Math.max(o.ylim[0], 0), o);
+    return chart(o, `${o.labels.map((label, n) => `${label} ${number(data[n])}`).join(", ")}.`, o.labels.map((_, n) => {
+      const x = across(n + 0.15, o), y = up(data[n], o);
+      return tag("rect", { class: "s1", x, width: across(n + 0.85, o) - x, y: Math.min(y, zero), height: Math.abs(zero - y) });
+    }));
   },
 
   scatter(o, { data, shape }, outputs) {
