@@ -23,10 +23,9 @@ class Control:
     def tensor(self):
         import torch
 
-        text = self.known is not None
-        value = (
-            views.javascript("ids", self.words(), self.known) if text else self.value
-        )
+        value = self.value
+        if self.known is not None:
+            value = views.javascript("ids", self.words(), self.known)
         return torch.tensor(value, dtype=getattr(torch, self.dtype))
 
     def spec(self) -> dict:

@@ -85,17 +85,21 @@ def draw(view: dict, outputs: dict, words: dict) -> str:
     """A view of what a figure returned, as HTML.
 
     Raises:
-        ValueError: there are more labels than values, or fewer.
+        ValueError: labels and values differ in number, or a curve is longer than x.
     """
     names = [view[n] for n in ("output", "hidden", "marked", "ring") if n in view]
     names += [output for _, output in view.get("series", [])]
     names += ["%" + line["node"] for line in view.get("lines", [])]
     shapes = {name: list(outputs[name].shape) for name in names}
-    for name in view.keys() & LABELS.keys():
+    for name in LABELS.keys() & view.keys():
         given, size = view[name], shapes[view["output"]][LABELS[name]]
         count = len(words[given] if isinstance(given, str) else given)
         if count != size and view["kind"] != "scatter":  # there some may have none
             raise ValueError(f"{name}: {count} labels for {size} values")
+    for label, output in view.get("series", []):
+        size, count = shapes[output][0], len(view["x"])
+        if size > count:
+            raise ValueError(f"{label}: {size} values where x has {count}")
     tensors = {
         name: {"shape": shape, "data": outputs[name].double().flatten().tolist()}
         for name, shape in shapes.items()
@@ -109,10 +113,7 @@ def javascript(function: str, *arguments):
     """What a function of draw.js returns."""
     import quickjs
 
-    code, given = (
-        DRAW.read_text(encoding="utf-8"),
-        ", ".join(map(json.dumps, arguments)),
-    )
-    context = quickjs.Context()
-    context.module(f"{code}\nglobalThis.found = JSON.stringify({function}({given}))")
+    code, context = DRAW.read_text(encoding="utf-8"), quickjs.Context()
+    call = f"{function}({', '.join(map(json.dumps, arguments))})"
+    context.module(f"{code}\nglobalThis.found = JSON.stringify({call})")
     return json.loads(context.get("found"))

@@ -105,9 +105,10 @@ def test_code_is_shown_as_it_is():
         (views.bars("vector", ["a", "b"]), "labels: 2 labels for 3 values"),
         (views.heatmap("matrix", range(3)), "rows: 3 labels for 2 values"),
         (views.heatmap("vector", None, "said"), "columns: 3 labels for 2 values"),
+        (views.lines({"up": "vector"}, [0, 1]), "up: 3 values where x has 2"),
     ],
 )
-def test_labels_are_as_many_as_values(view, message, refuses):
+def test_labels_and_curves_fit_what_they_stand_for(view, message, refuses):
     outputs = OUTPUTS | ({"vector": torch.ones(1, 2)} if "columns" in view else {})
     with refuses(ValueError, message):
         views.draw(view, outputs, WORDS)
