@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help serve test site outputs new mutants bench reference checkers lock clean
+.PHONY: help serve test site outputs mutants bench reference checkers lock clean
 
 TORCH ?= torch==2.13.0
 # The first that runs, is new enough and can make an environment.
@@ -35,9 +35,6 @@ site: test ## the tests, the labs, then the strict build and the gate on its HTM
 outputs: .venv/installed ## rewrite the outputs and figures that the pages show (PAGE=…)
 	$(if $(filter labs/%,$(PAGE)),,$(python) -m pytest -q --write-outputs $(if $(PAGE),docs/$(PAGE).md,docs))
 	$(if $(or $(filter labs/%,$(PAGE)),$(if $(PAGE),,all)),LABS=true OUTPUTS=write $(python) -m mkdocs build --quiet --site-dir .cache/outputs)
-
-new: .venv/installed ## start a concept: page, snippet, test and nav (PAGE=chapter/name)
-	$(python) -m tools.new $(PAGE)
 
 mutants: .venv/installed ## break every snippet, see the tests turn red (PAGE=attention for one chapter)
 	$(python) -m tools.mutants $(PAGE)
