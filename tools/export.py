@@ -3,7 +3,7 @@
 torch traces the function down to ATen operations, through autograd as well, so that a
 training step can be exported. What the executor in docs/assets/live/executor.js lacks
 is decomposed by torch into what it has. Constants are computed once, here. Each node
-keeps its shape and dtype, and the author's line it came from.
+keeps its shape and dtype.
 """
 
 import base64
@@ -17,6 +17,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+
+# Private: torch.export.default_decompositions() is the core table alone, which leaves
+# much whole that the executor lacks, such as gelu.
 from torch._decomp import core_aten_decompositions, decomposition_table
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.proxy import TracerBase

@@ -135,7 +135,7 @@ def figure(cell, lab: Path) -> Path | None:
 
 def _compare(cells: list, lab: Path, config) -> None:
     """Hold what was printed and drawn against what is kept, or keep it."""
-    from tools.takeaway import Takeaway
+    from tools.notebooks import Cells
 
     write = os.environ.get("OUTPUTS") == "write"
     for cell in cells:
@@ -149,7 +149,7 @@ def _compare(cells: list, lab: Path, config) -> None:
             if write and not figures.same(path, svg):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(svg)
-    made = Takeaway(lab, config, cells).notebook()
+    made = Cells(lab, config, cells).notebook()
     stored = STORED / "labs" / f"{lab.stem}.ipynb"
     if write:
         stored.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def _remember(cells: list, lab: Path, config) -> None:
     run = {"source": ledger.source_digest(lab), "blocks": blocks}
     if (known := ledger.read(root)["pages"].get(name)) and known["blocks"] == blocks:
         return  # it ran before, and nothing changed
-    ledger.write(root, {name: run}, {}, ledger.version("torch"))
+    ledger.write(root, {name: run}, {})
 
 
 def _markdown(cell, lab: Path) -> str:
@@ -193,7 +193,7 @@ def _markdown(cell, lab: Path) -> str:
     return text
 
 
-def alone(code: str) -> str:
+def inlined(code: str) -> str:
     """The code of a cell with the text of the snippets in place of their imports."""
     lines = code.split("\n")
     for node in reversed(ast.parse(code).body):

@@ -12,8 +12,8 @@ from pathlib import Path
 from bs4 import BeautifulSoup
 from mkdocs.config import load_config
 
-from tools import sources, takeaway
-from tools.takeaway import SEPARATOR
+from tools import notebooks, sources
+from tools.notebooks import SEPARATOR
 
 # What the generator and the theme make, besides the pages.
 FRAME = ("404.html", "assets/", "css/", "fonts/", "img/", "js/", "llms", "search/",
@@ -27,7 +27,7 @@ def check(site: Path, root: Path) -> list[str]:
     texts = []
     for source in sources.pages(root):
         stem = source.relative_to(root / "docs").with_suffix("")
-        made = takeaway.Takeaway(source, config)
+        made = notebooks.Cells(source, config)
         folder = stem.parent if stem.name == "index" else stem
         known[(folder / "index.html").as_posix()] = None
         texts.append(made.markdown())

@@ -1,6 +1,6 @@
-"""What a reader takes along: each page as a notebook and as plain Markdown.
+"""Each page as a notebook, a script and plain Markdown, for a reader to take along.
 
-Both are made from the page's expanded text, so that includes are resolved and what
+All are made from the page's expanded text, so that includes are resolved and what
 belongs to this site (claims, figures, folded solutions) becomes ordinary Markdown. The
 notebooks are stored in notebooks/, so that they can be opened from the repository;
 the tests compare them with their pages and run them. `make outputs` stores them.
@@ -26,8 +26,8 @@ _COMMENT = re.compile(r"^\s*<!--[-\s]*pytest.*-->\s*$\n?", re.M)
 _LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)\.(?:md|py)(#[^)\s]*)?\)")
 
 
-class Takeaway:
-    """One page, cut into text, code and outputs."""
+class Cells:
+    """A page as cells: text, code and outputs."""
 
     def __init__(self, page: Path, config, cells: list | None = None):
         self.page, self.config = page, config
@@ -53,7 +53,7 @@ class Takeaway:
         """A cell of a lab: its snippets' text instead of their imports."""
         if cell.cell_type != "code":
             return self.text(cell.source)
-        self.pieces.append(("code", labs.alone(cell.source)))
+        self.pieces.append(("code", labs.inlined(cell.source)))
         if printed := labs.printed(cell):
             self.pieces.append(("output", printed.rstrip("\n")))
         if alt := cell.metadata.get("alt"):
@@ -171,7 +171,7 @@ def colab(config, name: str) -> str:
 
 def store(page: Path, config) -> None:
     """Write a page's notebook where the repository keeps it."""
-    made = Takeaway(page, config)
+    made = Cells(page, config)
     path = Path(config.config_file_path).parent / FOLDER / f"{made.name}.ipynb"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(made.notebook(), encoding="utf-8")
@@ -183,7 +183,7 @@ def publish(pages: list, config) -> None:
     sections: dict[str, list[str]] = {}
     everything = []
     for page in pages:
-        made = Takeaway(Path(page.file.abs_src_path), config)
+        made = Cells(Path(page.file.abs_src_path), config)
         target = site / f"{made.name}.md"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(made.markdown(), encoding="utf-8")
