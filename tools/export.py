@@ -13,7 +13,6 @@ import math
 import operator
 import re
 import traceback
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -25,7 +24,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.proxy import TracerBase
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-EXECUTOR = Path(__file__).resolve().parent.parent / "docs/assets/live/executor.js"
+from tools.javascript import javascript
+
 DTYPES = ("float32", "float64", "int64", "bool")
 # They return their input: a value that never changes needs no copy.
 _NOTHING = {"detach", "alias", "clone", "lift_fresh_copy", "lift_fresh"}
@@ -37,17 +37,8 @@ _NO_MATTER = {"device", "layout", "pin_memory", "memory_format", "non_blocking"}
 
 @functools.cache
 def supported() -> frozenset[str]:
-    """The operations that the executor has, read from it."""
-    code = EXECUTOR.read_text(encoding="utf-8")
-    depth, found = 1, []
-    start = code.index("export const OPS = {") + len("export const OPS = {")
-    for token in re.finditer(r'[({\[]|[)}\]]|"?([\w.]+)"?:\s', code[start:]):
-        depth += (token[0] in "({[") - (token[0] in ")}]")
-        if depth == 0:
-            return frozenset(found)
-        if depth == 1 and token[1]:
-            found.append(token[1])
-    raise ValueError(f"{EXECUTOR}: OPS does not end")
+    """The operations that the executor has."""
+    return frozenset(javascript("executor.js", "Object.keys(OPS)"))
 
 
 def short(op) -> str:
@@ -224,15 +215,12 @@ class _Graph:
             self.refuse(node, f"the executor has no {dtype}")
         return {"shape": list(tensor.shape), "dtype": dtype}
 
-    def at(self, node) -> list | None:
-        """The author's file and line, of the innermost frame that has one."""
+    def refuse(self, node, why: str):
+        # The author's line, of the innermost frame that has one.
         frame = re.search(r'File "(.*)", line (\d+)', node.stack_trace or "")
         found = self.locate(frame[1], int(frame[2])) if frame else None
-        return list(found) if found else None
-
-    def refuse(self, node, why: str):
-        file, line = self.at(node) or ("the function", "?")
-        raise ValueError(f"{file}:{line}: {node.target} can't be exported: {why}")
+        place = ":".join(map(str, found)) if found else "the function"
+        raise ValueError(f"{place}: {node.target} can't be exported: {why}")
 
 
 def _names(arg):

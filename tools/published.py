@@ -9,7 +9,6 @@ import json
 import re
 from pathlib import Path
 
-from bs4 import BeautifulSoup
 from mkdocs.config import load_config
 
 from tools import notebooks, sources
@@ -20,8 +19,9 @@ FRAME = ("404.html", "assets/", "css/", "fonts/", "img/", "js/", "llms", "search
          "search.html", "sitemap.xml", "webfonts/")  # fmt: skip
 
 
-def check(site: Path, root: Path) -> list[str]:
-    """All that is wrong with the files of a site, a line each."""
+def check(site: Path, root: Path, said: dict[str, str]) -> list[str]:
+    """All that is wrong with the files of a site, a line each; `said` is the text of
+    its pages, by address."""
     config = load_config(str(root / "mkdocs.yml"))
     known: dict[str, str | None] = {}  # None: a page, which the gate looks at
     texts = []
@@ -46,26 +46,20 @@ def check(site: Path, root: Path) -> list[str]:
             faults.append(f"{name}: nobody has looked at it")
         elif known[name] not in (None, path.read_text(encoding="utf-8")):
             faults.append(f"{name}: not what it is made of")
-    return faults + _search(site) + _for_models(site, texts)
+    return faults + _search(site, said) + _for_models(site, texts)
 
 
-def _search(site: Path) -> list[str]:
+def _search(site: Path, said: dict[str, str]) -> list[str]:
     """Entries of the search index that say what their page doesn't."""
     index = site / "search/search_index.json"
     if not index.exists():
         return []
-    pages: dict[str, set[str]] = {}
+    pages = {place: set(_words(text)) for place, text in said.items()}
     faults = []
     for entry in json.loads(index.read_text(encoding="utf-8"))["docs"]:
         place = entry["location"].partition("#")[0]
-        page = site / place / "index.html"
-        if place not in pages and page.exists():
-            text = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
-            pages[place] = set(_words(text.get_text(" "))) | set(
-                _words(text.get_text())
-            )
-        said = re.sub(r"<[^>]*>", " ", f"{entry['title']} {entry['text']}")
-        words = _words(html.unescape(said))
+        text = re.sub(r"<[^>]*>", " ", f"{entry['title']} {entry['text']}")
+        words = _words(html.unescape(text))
         if new := [word for word in words if word not in pages.get(place, ())]:
             faults.append(f"search: {entry['location']} doesn't say {new[0]!r}")
     return faults
