@@ -20,6 +20,8 @@ import torch
 # Private: torch.export.default_decompositions() is the core table alone, which leaves
 # much whole that the executor lacks, such as gelu.
 from torch._decomp import core_aten_decompositions, decomposition_table
+
+# Experimental: torch.export does not trace the gradients that a training step takes.
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.proxy import TracerBase
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -68,6 +70,8 @@ def export(function, inputs: dict, locate) -> tuple[dict, dict]:
         outputs = function(**dict(zip(inputs, tensors, strict=True)))
         return [outputs[name] for name in names]
 
+    # Private in name, but made to be overridden, torch says: it looks for a `forward`,
+    # which the author's function is not.
     def own(_, stack):
         known = [f for f in stack if locate(f.filename, f.lineno)]
         return traceback.StackSummary.from_list(known[-1:])

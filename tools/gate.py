@@ -43,10 +43,9 @@ def check(site: Path, root: Path = sources.ROOT) -> list[str]:
     faults, said = [], {}
     for source in sources.pages(root):
         name = source.relative_to(root).as_posix()
-        stem = source.relative_to(root / "docs").with_suffix("")
-        folder = stem.parent if stem.name == "index" else stem
-        built = site / folder / "index.html"
-        place = built.relative_to(site).as_posix().removesuffix("index.html")
+        page = sources.name(source)
+        place = sources.address(page)
+        built = site / place / "index.html"
         if not built.exists():
             faults.append(f"{name}: not in the site")
             continue
@@ -59,8 +58,8 @@ def check(site: Path, root: Path = sources.ROOT) -> list[str]:
         if run["source"] != ledger.source_digest(source):
             found.append("edited after its blocks ran: make test")
         if concept:
-            found += _frame(html, stem.as_posix(), root)
-        found += anatomy.check(html, stem.as_posix(), concept, root)
+            found += _frame(html, page, root)
+        found += anatomy.check(html, page, concept, root)
         found += _leftovers(html)  # it takes the page apart
         faults += [f"{name}: {fault}" for fault in found]
     return [*faults, *published.check(site, root, said)]

@@ -18,7 +18,6 @@ import nbformat
 from tools import claims, labs, sources
 from tools.blocks import FIGURES, Scanner, is_python
 
-FOLDER = Path("notebooks")
 SEPARATOR = "\n---\n\n"
 _CLAIM = re.compile(r"/// claim \| (C\d+)\n((?: {4}[^\n]*\n)*)\n?(.*?)\n///", re.S)
 _FOLD = re.compile(r'^[?!]{3}\+? \w+ "(.*)"$', re.M)
@@ -31,17 +30,15 @@ class Cells:
 
     def __init__(self, page: Path, config, cells: list | None = None):
         self.page, self.config = page, config
-        root = Path(config.config_file_path).parent
-        self.name = page.relative_to(root / "docs").with_suffix("").as_posix()
+        self.name = sources.name(page)
         self.meta = sources.head(page)
-        folder = "" if self.name == "index" else f"{self.name}/"
-        self.url = urljoin(config.site_url, folder)
+        self.url = urljoin(config.site_url, sources.address(self.name))
         self.pieces: list[tuple[str, str]] = []
         if sources.is_lab(page):
             for cell in cells or labs.kept(page):
                 self.cell(cell)
             return
-        lines, fences = Scanner.of(root / "mkdocs.yml").fences(page)
+        lines, fences = Scanner.of(Path(config.config_file_path)).fences(page)
         position = 0
         for fence in fences:
             self.text("\n".join(lines[position : fence.start]))
@@ -98,8 +95,7 @@ class Cells:
 
     def link(self, match: re.Match) -> str:
         here = posixpath.join(posixpath.dirname(self.name), match[1])
-        target = posixpath.normpath(here)
-        folder = "" if target == "index" else f"{target}/"
+        folder = sources.address(posixpath.normpath(here))
         return f"]({urljoin(self.config.site_url, folder)}{match[2] or ''})"
 
     def markdown(self) -> str:
@@ -165,14 +161,13 @@ def colab(config, name: str) -> str:
     repository = config.repo_url.removeprefix("https://github.com/").rstrip("/")
     return (
         f"https://colab.research.google.com/github/{repository}"
-        f"/blob/main/{FOLDER}/{name}.ipynb"
+        f"/blob/main/notebooks/{name}.ipynb"
     )
 
 
-def store(page: Path, config) -> None:
+def store(made: Cells) -> None:
     """Write a page's notebook where the repository keeps it."""
-    made = Cells(page, config)
-    path = Path(config.config_file_path).parent / FOLDER / f"{made.name}.ipynb"
+    path = sources.notebook(made.page)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(made.notebook(), encoding="utf-8")
 
@@ -187,7 +182,7 @@ def publish(pages: list, config) -> None:
         target = site / f"{made.name}.md"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(made.markdown(), encoding="utf-8")
-        stored = FOLDER / f"{made.name}.ipynb"  # the tests hold it against the page
+        stored = sources.notebook(made.page)  # the tests hold it against the page
         if stored.exists():
             shutil.copy(stored, target.with_suffix(".ipynb"))
             target.with_suffix(".py").write_text(made.script(), encoding="utf-8")

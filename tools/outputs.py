@@ -27,7 +27,8 @@ def write(page: Path, root: Path, printed: list[tuple[Block, str]]) -> None:
         lines[start:stop] = body
     page.write_text("\n".join(lines), encoding="utf-8")
     if sources.has_notebook(page):
-        notebooks.store(page, load_config(str(root / "mkdocs.yml")))
+        config = load_config(str(root / "mkdocs.yml"))
+        notebooks.store(notebooks.Cells(page, config))
 
 
 def _closing_line(lines: list[str], fence: Fence) -> int:

@@ -26,14 +26,13 @@ def check(site: Path, root: Path, said: dict[str, str]) -> list[str]:
     known: dict[str, str | None] = {}  # None: a page, which the gate looks at
     texts = []
     for source in sources.pages(root):
-        stem = source.relative_to(root / "docs").with_suffix("")
+        page = sources.name(source)
         made = notebooks.Cells(source, config)
-        folder = stem.parent if stem.name == "index" else stem
-        known[(folder / "index.html").as_posix()] = None
+        known[f"{sources.address(page)}index.html"] = None
         texts.append(made.markdown())
-        known[f"{stem}.md"] = texts[-1]
+        known[f"{page}.md"] = texts[-1]
         if sources.has_notebook(source):
-            known[f"{stem}.ipynb"], known[f"{stem}.py"] = made.notebook(), made.script()
+            known[f"{page}.ipynb"], known[f"{page}.py"] = made.notebook(), made.script()
     faults = []
     for path in sorted(path for path in site.rglob("*.*") if path.is_file()):
         name = path.relative_to(site).as_posix()

@@ -588,7 +588,7 @@ def test_collecting_alone_leaves_ledger_and_page_as_they_are(house):
     house.write("snippets/new.py", "")  # another state, of which nothing is known
     house.test("--collect-only", "--write-outputs")
     assert (kept.read_text(), (house.root / "docs/page.md").read_text()) == before
-    assert not (house.root / notebooks.FOLDER).exists()
+    assert not (house.root / "notebooks").exists()
 
 
 def test_outputs_are_not_rewritten_by_several_processes(house):

@@ -8,7 +8,7 @@ import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
-from tools import notebooks
+from tools import notebooks, sources
 from tools.blocks import Scanner, is_python
 
 from .conftest import CONCEPTS, ROOT, SHORT
@@ -26,7 +26,7 @@ def name_of(page: str) -> str:
 @every_concept
 def test_the_stored_notebook_is_the_page(page):
     made = notebooks.Cells(ROOT / page, CONFIG)
-    stored = ROOT / notebooks.FOLDER / f"{made.name}.ipynb"
+    stored = sources.notebook(ROOT / page)
     assert stored.read_text(encoding="utf-8") == made.notebook(), "make outputs"
 
 
@@ -41,8 +41,8 @@ def test_the_script_is_python_with_the_text_as_comments(page):
 
 
 def test_no_notebook_is_left_of_a_page_that_is_gone():
-    stored = sorted((ROOT / notebooks.FOLDER).rglob("*.ipynb"))
-    names = [path.relative_to(ROOT / notebooks.FOLDER).as_posix() for path in stored]
+    stored = sorted((ROOT / "notebooks").rglob("*.ipynb"))
+    names = [path.relative_to(ROOT / "notebooks").as_posix() for path in stored]
     pages = [f"{name_of(page)}.ipynb" for page in CONCEPTS]
     assert names == pages
 
