@@ -37,7 +37,7 @@ def quantize_symmetric(
     """
     x, dims, levels = _prepare(x, bits, dim)
     scale = _positive(x.abs().amax(dims, keepdim=True) / (levels // 2))
-    return (x / scale).round().nan_to_num(0).to(torch.int8), scale
+    return (x / scale).round().nan_to_num().to(torch.int8), scale
 
 
 def quantize_affine(
@@ -52,9 +52,9 @@ def quantize_affine(
     low = x.amin(dims, keepdim=True).clamp(max=0)
     high = x.amax(dims, keepdim=True).clamp(min=0)
     scale = _positive(high / levels - low / levels)  # high - low may overflow
-    zero_point = (-low / scale).round().nan_to_num(0)
+    zero_point = (-low / scale).round().nan_to_num()
     # If both ends lie halfway between codes, the upper may round past the last code.
-    codes = ((x / scale).round().nan_to_num(0) + zero_point).clamp(max=levels)
+    codes = ((x / scale).round().nan_to_num() + zero_point).clamp(max=levels)
     return codes.to(torch.uint8), scale, zero_point.to(torch.int32)
 
 
@@ -67,8 +67,8 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor | int = 0) -> Tensor
         raise TypeError(f"q must be an integer tensor, got {q.dtype}")
     for given in (scale, zero_point):
         sizes = tuple(given.shape) if isinstance(given, Tensor) else (1,) * q.dim()
-        pairs = zip(sizes, q.shape, strict=False)
-        if len(sizes) != q.dim() or any(size not in (1, n) for size, n in pairs):
+        sides = range(q.dim())
+        if len(sizes) != q.dim() or any(sizes[d] not in (1, q.shape[d]) for d in sides):
             expected = f"{tuple(q.shape)}, with 1 where shared"
             raise ValueError(f"scale and zero_point must be {expected}, got {sizes}")
     # In floats: uint8 has no numbers below 0, so 3 - 5 would be 254.

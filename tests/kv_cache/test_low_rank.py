@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from snippets.kv_cache.low_rank import compress, decompress, principal_components
 
@@ -263,6 +265,34 @@ def test_autocast_changes_nothing(dtype, low):
     with torch.autocast("cpu", low):
         found = everything()
     assert all(map(torch.equal, found, exact))
+
+
+def test_autocast_of_another_device_rounds_nothing_either():
+    class NoFloat16(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            assert getattr(made, "dtype", None) != torch.float16
+            return made
+
+    # torch can imagine a tensor on a GPU of Apple's without having one.
+    with FakeTensorMode(), torch.autocast("mps", torch.float16):
+        x, basis, mean = (torch.empty(s, device="mps") for s in [(5, 6), (6, 3), (6,)])
+        assert (x @ basis).dtype == torch.float16
+        with NoFloat16():
+            decompress(compress(x, basis, mean), basis, mean)
+
+
+def test_many_rows_need_no_square_matrix_of_them():
+    class NoneLargerThan(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            parts = made if isinstance(made, tuple | list) else [made]
+            assert all(getattr(t, "nbytes", 0) <= 300 * 4 * 8 for t in parts)
+            return made
+
+    x = rows(300, 4)
+    with NoneLargerThan():
+        principal_components(x, 2)
 
 
 def test_device_follows_the_input():
