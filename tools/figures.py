@@ -77,10 +77,9 @@ def _close(a, b) -> bool:
 
 
 def _unpack(tensor: dict) -> list:
-    code = {"float32": "f", "float64": "d", "int64": "q", "bool": "?"}[tensor["dtype"]]
-    return array.array(
-        code.replace("?", "b"), base64.b64decode(tensor["data"])
-    ).tolist()
+    code = {"float32": "f", "float64": "d", "int64": "q", "int32": "i"}
+    data = base64.b64decode(tensor["data"])
+    return array.array(code.get(tensor["dtype"], "b"), data).tolist()
 
 
 def draw(program, block) -> dict[str, str]:
