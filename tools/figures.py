@@ -12,8 +12,6 @@ with the stored SVG, as they compare outputs; `make outputs` stores it. The site
 the stored one, so a build needs neither torch nor matplotlib.
 """
 
-import array
-import base64
 import io
 import json
 import math
@@ -66,8 +64,10 @@ def _near(a: str, b: str, tolerance: float) -> bool:
 def _close(a, b) -> bool:
     if isinstance(a, dict) and isinstance(b, dict):
         if a.keys() == b.keys() >= {"data", "dtype", "shape"}:
+            from tools.export import unpack
+
             same_kind = (a["dtype"], a["shape"]) == (b["dtype"], b["shape"])
-            return same_kind and _close(_unpack(a), _unpack(b))
+            return same_kind and _close(unpack(a).tolist(), unpack(b).tolist())
         return a.keys() == b.keys() and all(_close(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_close, a, b))
@@ -76,12 +76,15 @@ def _close(a, b) -> bool:
     return a == b
 
 
+<<<<<<< HEAD
 def _unpack(tensor: dict) -> list:
     code = {"float32": "f", "float64": "d", "int64": "q", "int32": "i"}
     data = base64.b64decode(tensor["data"])
     return array.array(code.get(tensor["dtype"], "b"), data).tolist()
 
 
+=======
+>>>>>>> main
 def draw(program, block) -> dict[str, str]:
     """Run a figure's code in its page's program: what is stored, by suffix."""
     import matplotlib
