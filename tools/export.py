@@ -26,14 +26,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.proxy import TracerBase
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-<<<<<<< HEAD
-EXECUTOR = Path(__file__).resolve().parent.parent / "docs/assets/live/executor.js"
-DTYPES = ("float32", "float64", "int64", "int32", "int8", "uint8", "bool")
-=======
 from tools.javascript import javascript
 
-DTYPES = ("float32", "float64", "int64", "bool")
->>>>>>> main
+DTYPES = ("float32", "float64", "int64", "int32", "int8", "uint8", "bool")
 # They return their input: a value that never changes needs no copy.
 _NOTHING = {"detach", "alias", "clone", "lift_fresh_copy", "lift_fresh"}
 # They take a shape from their input, and no value.

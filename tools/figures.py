@@ -76,15 +76,6 @@ def _close(a, b) -> bool:
     return a == b
 
 
-<<<<<<< HEAD
-def _unpack(tensor: dict) -> list:
-    code = {"float32": "f", "float64": "d", "int64": "q", "int32": "i"}
-    data = base64.b64decode(tensor["data"])
-    return array.array(code.get(tensor["dtype"], "b"), data).tolist()
-
-
-=======
->>>>>>> main
 def draw(program, block) -> dict[str, str]:
     """Run a figure's code in its page's program: what is stored, by suffix."""
     import matplotlib
