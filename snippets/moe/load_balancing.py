@@ -69,14 +69,14 @@ def load_balancing_loss(
         Fedus et al., 2021, "Switch Transformers", 2101.03961, eq. 4 to 6; for k > 1
         counted as in Mixtral's implementation in transformers.
     """
-    logits, weight, count = _tokens(router_logits, mask)
-    num_experts = logits.shape[-1]
+    logits, mask, count = _tokens(router_logits, mask)
+    _, num_experts = logits.shape
     if not 1 <= top_k <= num_experts:
         raise ValueError(f"top_k must be in 1..{num_experts}, got {top_k}")
-    chosen = logits.topk(top_k, dim=-1).indices  # (N, k)
+    chosen = logits.topk(top_k).indices  # (N, k)
     f = torch.zeros_like(logits).scatter(1, chosen, 1.0)  # (N, E)
-    f = (f * weight).sum(dim=0) / count  # (E,), sums to k
-    P = (logits.softmax(dim=-1) * weight).sum(dim=0) / count  # (E,), sums to 1
+    f = (f * mask).sum(dim=0) / count  # (E,), sums to k
+    P = (logits.softmax(dim=1) * mask).sum(dim=0) / count  # (E,), sums to 1
     return num_experts * (f * P).sum()
 
 
@@ -100,13 +100,13 @@ def router_z_loss(router_logits: Tensor, mask: Tensor | None = None) -> Tensor:
     Source:
         Zoph et al., 2022, "ST-MoE", 2202.08906, eq. 5.
     """
-    logits, weight, count = _tokens(router_logits, mask)
-    squares = logits.logsumexp(dim=-1, keepdim=True).square()  # (N, 1)
-    return (squares * weight).sum() / count
+    logits, mask, count = _tokens(router_logits, mask)
+    squares = logits.logsumexp(dim=1, keepdim=True).square()  # (N, 1)
+    return (squares * mask).sum() / count
 
 
 def _tokens(logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (N, E) in float32 or better, weights (N, 1) of 0 or 1, and their sum."""
+    """Returns logits (N, E) in float32 or better, a mask (N, 1) and how many it has."""
     if logits.dim() < 1 or logits.shape[-1] < 1:
         raise ValueError(f"router_logits must be (..., E), got {tuple(logits.shape)}")
     if not logits.is_floating_point():
@@ -124,5 +124,4 @@ def _tokens(logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor
     # Padding may hold anything, NaN too, and 0 * NaN is NaN.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logits = logits.masked_fill(~mask, 0)
-    weight = mask.to(logits.dtype)
-    return logits, weight, weight.sum().clamp(min=1)
+    return logits, mask, mask.sum().clamp(min=1)
