@@ -138,6 +138,12 @@ def test_a_collapse_gives_the_number_of_experts(top_k, all_on_one):
     assert loss == pytest.approx(4, abs=1e-12)
 
 
+def test_of_equal_logits_the_lower_index_is_chosen():
+    logits = torch.zeros(3, 20, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(load_balancing_loss(logits, 2), logits)
+    assert (gradient[:, :2] > 0).all() and (gradient[:, 2:] < 0).all()
+
+
 def test_shares_that_are_not_the_probabilities_go_below_one():
     probabilities = torch.tensor([[0.51, 0.49], [0.51, 0.49], [0.01, 0.99]])
     loss = load_balancing_loss(probabilities.double().log())
