@@ -16,9 +16,8 @@ class ExpertParallelMoE(nn.Module):
     Rank r holds the experts r * E/W to (r + 1) * E/W - 1, under the names that they
     have in one process. Building, calling and going backward take all ranks at once.
 
-    If the losses of the ranks add up to that of the whole batch, gradients of experts
-    are complete. Those of the router, which all ranks have, are of the rank's own
-    tokens: sum them over the ranks.
+    Where the losses of the ranks add up to the batch's, gradients of the experts are
+    complete. Those of the router, which all ranks have, must be summed over the ranks.
 
     Args:
         d_model, d_hidden: features of a token; hidden features of an expert.
@@ -91,13 +90,13 @@ class ExpertParallelMoE(nn.Module):
         wide = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             logits = F.linear(tokens.to(wide), gate.to(wide))  # (N, E)
-            ranked, order = logits.sort(dim=1, descending=True, stable=True)
+            ranked, order = logits.sort(descending=True, stable=True)
             pool = ranked[:, :k] if self.renormalize else ranked
             weights = pool.softmax(dim=1)[:, :k]  # (N, k)
         chosen = order[:, :k].flatten()  # (N k,)
 
         # Sorted by expert, visits are sorted by rank. First the ranks tell how many.
-        visits = chosen.argsort(stable=True)  # (N k,)
+        visits = chosen.argsort()  # (N k,)
         leaving = chosen.bincount(minlength=len(gate)).view(-1, len(self.experts))
         coming = torch.empty_like(leaving)  # (W, E/W): from each rank to each of mine
         dist.all_to_all_single(coming, leaving, group=self.group)
@@ -105,13 +104,14 @@ class ExpertParallelMoE(nn.Module):
         guests = _AllToAll.apply(tokens[visits // k], sizes, self.group)  # (M, d_model)
 
         # They come by rank and then by expert; an expert takes those of all ranks.
-        host = torch.arange(coming.numel(), device=x.device) % coming.shape[1]
-        sort = host.repeat_interleave(coming.flatten()).argsort(stable=True)  # (M,)
-        rows = guests[sort].split(coming.sum(dim=0).tolist())
+        host = torch.ones_like(coming).cumsum(dim=1).flatten()  # (E,): 1..E/W, W times
+        sort = host.repeat_interleave(coming.flatten()).argsort()  # (M,)
+        rows = iter(guests[sort].split(coming.sum(dim=0).tolist()))
         # Without guests an expert is called, too: going backward takes all ranks.
-        pairs = zip(self.experts.values(), rows, strict=True)
-        found = torch.cat([expert(row) for expert, row in pairs])[sort.argsort()]
-        found = _AllToAll.apply(found, sizes[::-1], self.group)  # (N k, d_model)
+        found = torch.cat([expert(next(rows)) for expert in self.experts.values()])
+        found = _AllToAll.apply(
+            found[sort.argsort()], sizes[::-1], self.group
+        )  # (N k, d_model)
         found = found[visits.argsort()].unflatten(0, weights.shape)  # (N, k, d_model)
         output = (weights[..., None] * found).sum(dim=1).to(found.dtype)
         return output.reshape(x.shape), logits
