@@ -79,7 +79,7 @@ def draw(program, block) -> dict[str, str]:
 
 
 def _train(function, inputs, state, steps) -> dict:
-    """What the last step of a training run at the default inputs returns, and curves."""
+    """What a training run at the default inputs ends with, and its curves."""
     import torch
 
     curves: dict[str, list[float]] = {}

@@ -74,7 +74,7 @@ def load_balancing_loss(
     if not 1 <= top_k <= num_experts:
         raise ValueError(f"top_k must be in 1..{num_experts}, got {top_k}")
     # A stable sort, as in the router: of equal logits the lower index is chosen.
-    order = logits.sort(dim=1, descending=True, stable=True).indices
+    order = logits.sort(descending=True, stable=True).indices
     chosen = order[:, :top_k]  # (N, k)
     f = torch.zeros_like(logits).scatter(1, chosen, 1.0)  # (N, E)
     f = (f * mask).sum(dim=0) / count  # (E,), sums to k
