@@ -371,6 +371,7 @@ def test_no_chunks_are_refused(refuses):
         pytest.param([(2, 3, 8), (2, 5, 8), (5, 4)], id="no batch of values"),
         pytest.param([(3, 8), (2, 5, 8), (2, 5, 4)], id="no batch of queries"),
         pytest.param([(3, 0), (5, 0), (5, 4)], id="d_k is 0"),
+        pytest.param([(2, 3, 0), (2, 5, 0), (2, 5, 4)], id="d_k is 0 in a batch"),
         pytest.param([(3, 8), (0, 8), (0, 4)], id="C is 0"),
         pytest.param([(8,), (5, 8), (5, 4)], id="1-D query"),
         pytest.param([(3, 8), (8,), ()], id="1-D key"),
@@ -511,6 +512,12 @@ def test_rows_that_are_not_written_are_left_out_with_stop(path, agrees):
     everything = chunked_attention(q, cache.chunks(3))
     assert (everything - exact).abs().max() > 0.1
     assert [len(values) for _, values in cache.chunks(9, 100)] == [9] * 11 + [1]
+
+
+def test_one_row_and_one_column_are_enough(path):
+    cache = MemoryMappedKV(path, 1, 1)
+    cache.write(0, torch.tensor([[2.0]]), torch.tensor([[3.0]]))
+    assert chunked_attention(torch.ones(1, 1), cache.chunks(1, stop=1)).item() == 3
 
 
 def test_what_is_written_needs_no_gradient_and_keeps_none(path):
