@@ -1,6 +1,6 @@
 """Trains the small decoder of the pages on the notes, character by character.
 
-    make decoder    writes docs/assets/decoder-<hash>.pt, in about half a minute
+    make decoder    writes docs/assets/decoder-<hash>.pt and names it in the pages
 
 The file holds what a page needs: the sizes for `DecoderLM(**sizes)`, the vocabulary,
 the text, and the weights, rounded to float16. It is named after its own digest, as
@@ -65,10 +65,14 @@ def write(saved: dict, folder: Path) -> Path:
 
 def main() -> None:
     torch.set_num_threads(1)
-    saved = train()
-    for old in ASSETS.glob("decoder-*.pt"):
+    new = write(train(), ASSETS)
+    for old in set(ASSETS.glob("decoder-*.pt")) - {new}:
         old.unlink()
-    print(write(saved, ASSETS))
+        for page in (ROOT / "docs").rglob("*.md"):
+            text = page.read_text(encoding="utf-8")
+            if old.name in text:
+                page.write_text(text.replace(old.name, new.name), encoding="utf-8")
+    print(f"{new.name}: make outputs renews what the pages show")
 
 
 if __name__ == "__main__":
