@@ -51,7 +51,6 @@ class KVCache:
     Attributes:
         keys, values: (B, H, T, d_k) with H key-value heads, views; None before the
             first update.
-        nbytes: bytes held, with max_length those of the whole buffer.
 
     Raises:
         ValueError: max_length is below 1.
@@ -60,7 +59,7 @@ class KVCache:
     def __init__(self, max_length: int | None = None) -> None:
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {max_length}")
-        self.max_length, self.nbytes = max_length, 0
+        self.max_length = max_length
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
         self._buffer: Tensor | None = None  # (2, B, H, T or max_length, d_k)
@@ -68,6 +67,11 @@ class KVCache:
     def __len__(self) -> int:
         """Tokens in the cache."""
         return 0 if self.keys is None else self.keys.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held: with max_length, of the whole buffer."""
+        return 0 if self._buffer is None else self._buffer.nbytes
 
     def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Appends new tokens.
@@ -111,7 +115,6 @@ class KVCache:
             if self._buffer is None:
                 self._buffer = new.new_empty(2, *shape[:2], self.max_length, shape[3])
             self._buffer[..., start:end, :] = new
-        self.nbytes = self._buffer.nbytes
         self.keys, self.values = self._buffer[..., :end, :]
         return self.keys, self.values
 

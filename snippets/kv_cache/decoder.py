@@ -27,26 +27,24 @@ class CausalSelfAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor, cache: Any = None) -> Tensor:
-        """Attends from new tokens to all.
+        """Attends from T new tokens to all S.
 
         Args:
-            x: (B, T, dim), the tokens after those in the cache.
+            x: (B, T, dim) with T >= 1, the tokens after those in the cache.
             cache: `update` takes keys and values (B, H, T, d_k) and returns all.
 
-        Returns:
-            (B, T, dim). ValueError: x has another shape.
+        Returns (B, T, dim). ValueError: x has another shape.
         """
-        if x.dim() != 3 or x.shape[2] != self.dim:
-            raise ValueError(f"x must be (B, T, {self.dim}), got {tuple(x.shape)}")
+        if x.dim() != 3 or x.shape[1] < 1 or x.shape[2] != self.dim:
+            raise ValueError(f"x must be (B, T >= 1, {self.dim}), got {tuple(x.shape)}")
         qkv = self.in_proj(x).unflatten(2, (3, self.num_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, d_k)
-        start = 0 if cache is None else len(cache)
         if cache is not None:
             k, v = cache.update(k, v)  # (B, H, S, d_k)
         # The last query reads all S keys. is_causal=True would line the first query up
         # with the first key, and a single new token would read nothing else.
         positions = torch.arange(k.shape[2], device=x.device)
-        ahead = positions - positions[start:, None]  # (T, S), above 0 in the future
+        ahead = positions - positions[-x.shape[1] :, None]  # (T, S), > 0 in the future
         slopes = 0.5 ** torch.arange(1, self.num_heads + 1, device=x.device)
         bias = (slopes[:, None, None] * ahead).masked_fill(ahead > 0, -torch.inf)
         heads = F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype))
@@ -83,8 +81,8 @@ class DecoderLM(nn.Module):
         max_length: int,
     ) -> None:
         super().__init__()
-        if min(vocab_size, num_layers, max_length) < 1:
-            got = f"{vocab_size=}, {num_layers=}, {max_length=}"
+        if min(vocab_size, dim, num_layers, max_length) < 1:
+            got = f"{vocab_size=}, {dim=}, {num_layers=}, {max_length=}"
             raise ValueError(f"sizes must be at least 1, got {got}")
         self.max_length = max_length
         self.embedding = nn.Embedding(vocab_size, dim)
@@ -95,25 +93,21 @@ class DecoderLM(nn.Module):
     def forward(self, ids: Tensor, caches: list[Any] | None = None) -> Tensor:
         """Returns the logits (B, T, V) of what follows each of ids (B, T), T >= 1.
 
-        Args:
-            ids: the tokens after those in the caches.
-            caches: one for each block.
-
-        Raises:
-            ValueError: no ids, more than max_length, or caches that are not one for
-                each block, all of one length. Nothing is cached then.
+        The caches, one for each block, hold the tokens before these. ValueError: they
+        are not that or differ in length, or the text is too long; nothing is cached.
         """
-        caches = [None] * len(self.blocks) if caches is None else caches
-        lengths = [0 if cache is None else len(cache) for cache in caches]
-        if len(lengths) != len(self.blocks) or len(set(lengths)) > 1:
-            expected = f"{len(self.blocks)} caches of one length"
-            raise ValueError(f"caches must be {expected}, got lengths {lengths}")
-        room = self.max_length - lengths[0]
-        if ids.dim() != 2 or not 0 < ids.shape[1] <= room:
-            expected = f"(B, T) with T in 1..{room}"
+        start, n = 0, len(self.blocks)
+        if caches is not None:
+            lengths = [len(cache) for cache in caches]
+            if len(set(map(id, caches))) != n or lengths != n * lengths[:1]:
+                expected = f"{n} different ones of one length"
+                raise ValueError(f"caches must be {expected}, got lengths {lengths}")
+            start = lengths[0]
+        if ids.dim() != 2 or not 0 < ids.shape[1] <= self.max_length - start:
+            expected = f"(B, T) with T in 1..{self.max_length - start}"
             raise ValueError(f"ids must be {expected}, got {tuple(ids.shape)}")
         x = self.embedding(ids)  # (B, T, dim)
-        for block, cache in zip(self.blocks, caches, strict=True):
+        for block, cache in zip(self.blocks, caches or n * [None], strict=True):
             x = block(x, cache)
         return F.linear(self.norm(x), self.embedding.weight)
 
@@ -122,7 +116,12 @@ class DecoderLM(nn.Module):
 def generate(
     model: DecoderLM, ids: Tensor, max_new_tokens: int, caches: list[Any] | None = None
 ) -> Tensor:
-    """Continues ids (B, T) greedily: (B, T + max_new_tokens)."""
+    """Continues ids (B, T) with the likeliest tokens: (B, T + max_new_tokens).
+
+    The first call fills caches with ids (prefill), each later one adds a token.
+    """
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
     new = ids
     for _ in range(max_new_tokens):
         logits = model(ids if caches is None else new, caches)
