@@ -1,4 +1,4 @@
-"""Key-value cache of a causal decoder (Pope et al., 2022, section 2).
+"""Key-value cache of a causal decoder (Pope et al., 2022, 2211.05102).
 
 The keys and values of past tokens never change. A cache keeps them, so that of a new
 token only its own have to be computed.
@@ -103,7 +103,7 @@ class KVCache:
         start, end = len(self), len(self) + shape[2]
         new = torch.stack((key, value))  # (2, B, H, new tokens, d_k)
         if self.max_length is None:
-            past = new[..., :0, :] if self._buffer is None else self._buffer
+            past = new if self._buffer is None else self._buffer
             self._buffer = torch.cat((past[..., :start, :], new), dim=-2)
         elif end > self.max_length:
             raise ValueError(

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 class CausalSelfAttention(nn.Module):
     """Multi-head attention of each token to itself and to those before it.
 
-    Head h = 1..H adds -distance / 2^h to its scores (Press et al., 2022, 2108.12409,
-    section 3: the slopes of eight heads, cut off). dim is a multiple of num_heads.
+    Head h = 1..H adds -distance / 2^h to its scores (Press et al., 2022, 2108.12409:
+    the slopes of eight heads, cut off). dim is a multiple of num_heads.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -107,8 +107,8 @@ class DecoderLM(nn.Module):
             expected = f"(B, T) with T in 1..{self.max_length - start}"
             raise ValueError(f"ids must be {expected}, got {tuple(ids.shape)}")
         x = self.embedding(ids)  # (B, T, dim)
-        for block, cache in zip(self.blocks, caches or n * [None], strict=True):
-            x = block(x, cache)
+        for i, block in enumerate(self.blocks):
+            x = block(x, caches[i] if caches else None)
         return F.linear(self.norm(x), self.embedding.weight)
 
 

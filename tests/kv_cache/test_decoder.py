@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from snippets.kv_cache.cache import KVCache
@@ -433,6 +434,22 @@ def test_in_bfloat16_it_stays_close_to_the_exact_logits(randomize):
     found = model(ids)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.double(), model.double()(ids), atol=0.05, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_what_is_added_to_the_scores_has_the_dtype_of_the_queries(dtype, monkeypatch):
+    # Kernels of other devices than the CPU refuse another one.
+    added = []
+    attention = F.scaled_dot_product_attention
+
+    def spy(q, k, v, mask):
+        added.append(mask.dtype)
+        return attention(q, k, v, mask)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    CausalSelfAttention(8, 2).to(dtype)(torch.randn(1, 3, 8, dtype=dtype))
+    assert added == [dtype]
 
 
 def test_it_lives_on_the_device_of_its_inputs(randomize):
