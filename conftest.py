@@ -7,7 +7,8 @@ import pytest
 from tools import weights
 
 weights.from_this_tree()  # for pages, and for the interpreters that tests start
-pytest_plugins = ["tools.pages", "pytester"]  # every block of every page is a test
+# Every block of every page is a test.
+pytest_plugins = ["tools.plugin", "tools.recorder", "pytester"]
 
 
 def pytest_terminal_summary(terminalreporter):
