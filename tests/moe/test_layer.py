@@ -376,15 +376,19 @@ def test_logits_that_bfloat16_could_not_tell_apart_are_told_apart():
         assert router(x)[2].item() == 1
 
 
-def test_autocast_of_another_device_rounds_nothing_either():
+def test_autocast_of_another_device_rounds_nothing_either(monkeypatch):
     class NoFloat16(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             made = func(*args, **(kwargs or {}))
             assert getattr(made, "dtype", None) != torch.float16
             return made
 
-    # torch can imagine a tensor on a GPU of Apple's without having one.
-    router = TopKRouter(4, 3, 2)
+    # torch can imagine a tensor on a GPU of Apple's without having one, but not slice it
+    # with brackets.
+    monkeypatch.setattr(
+        torch.Tensor, "__getitem__", lambda x, index: x.narrow(1, 0, index[1].stop)
+    )
+    router = TopKRouter(4, 3, 3)
     with FakeTensorMode(), torch.device("mps"), torch.autocast("mps", torch.float16):
         x = torch.empty(2, 4)
         assert (x @ x.mT).dtype == torch.float16
