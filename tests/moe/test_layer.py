@@ -383,8 +383,8 @@ def test_autocast_of_another_device_rounds_nothing_either(monkeypatch):
             assert getattr(made, "dtype", None) != torch.float16
             return made
 
-    # torch can imagine a tensor on a GPU of Apple's without having one, but not slice it
-    # with brackets.
+    # torch can imagine a tensor on a GPU of Apple's without having one, but no brackets
+    # behind it.
     monkeypatch.setattr(
         torch.Tensor, "__getitem__", lambda x, index: x.narrow(1, 0, index[1].stop)
     )
@@ -717,12 +717,15 @@ def test_the_layer_compiles_to_one_graph(renormalize, randomize, compiles):
     compiles(layer, *[(torch.randn(2, n, 8),) for n in (5, 7)])
 
 
-def test_a_compiled_layer_serves_other_routes_and_trains(randomize):
+def test_a_compiled_layer_serves_other_routes_and_trains(randomize, compiles):
     layer = randomize(MoELayer(2, 5, 4, 1, renormalize=False).double())
-    torch._dynamo.reset()
+    signs = torch.tensor([[[1, 1]], [[-1, -1]], [[1, -1]]])
+    calls = [(torch.rand(6, 2).double() * sign,) for sign in signs]
+    routes = [layer.router(x)[2].flatten().tolist() for (x,) in calls]
+    assert len(set(map(tuple, map(set, routes)))) == 3
+    compiles(layer, *calls)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    for signs in ([1, 1], [-1, -1], [1, -1]):
-        x = torch.rand(6, 2).double() * torch.tensor(signs)
+    for (x,) in calls:
         gradients = []
         for function in (compiled, layer):
             layer.zero_grad()
