@@ -72,8 +72,7 @@ def generalized_advantage_estimate(
     rewards, values, final_values = (
         x.to(dtype) for x in (rewards, values, final_values)
     )
-    next_value = last_value.to(dtype)
-    advantage, advantages = torch.zeros_like(next_value), []
+    next_value, advantage, advantages = last_value, torch.zeros_like(last_value), []
     for t in reversed(range(len(rewards))):
         # where, not a product with 0: what follows the end of an episode may be NaN.
         next_value = torch.where(dones[t], final_values[t], next_value)

@@ -62,12 +62,13 @@ def discounted_returns(
     if dones.dtype != torch.bool:
         raise TypeError(f"dones must be bool, got {dones.dtype}")
 
-    following, returns = last_value.to(dtype), []
+    final_values, returns = final_values.to(dtype), []
     for t in reversed(range(len(rewards))):
         # where, not a product with 0: what follows the end of an episode may be NaN.
-        following = torch.where(dones[t], final_values[t].to(dtype), following)
-        following = rewards[t].to(dtype) + gamma * following
-        returns.append(following)
+        last_value = rewards[t] + gamma * torch.where(
+            dones[t], final_values[t], last_value
+        )
+        returns.append(last_value)
     return torch.stack(returns[::-1]) if returns else rewards.to(dtype)
 
 
@@ -102,5 +103,5 @@ def reinforce_loss(
     if log_probs.numel() == 0:
         raise ValueError("log_probs must hold one step at least, got none")
     dtype = torch.promote_types(log_probs.dtype, torch.float32)
-    weight = (returns.to(dtype) - baseline.to(dtype)).detach()
-    return -(weight * log_probs.to(dtype)).mean()
+    weight = (returns.to(dtype) - baseline).detach()
+    return -(weight * log_probs).mean()

@@ -4,6 +4,8 @@ Q(s, a) is the expected return, the discounted sum of all rewards to come, of ac
 in state s under a policy. Known dynamics give it exactly; Q-learning takes samples.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,9 +35,9 @@ def policy_evaluation(
     p, r = _model(transitions, rewards, gamma)
     policy = _probabilities("policy", policy, tuple(r.shape)).to(r.dtype)
     step = (policy[..., None] * p).sum(dim=1)  # (S, S), where a step leads
-    identity = torch.eye(len(p), dtype=p.dtype, device=p.device)
+    identity = torch.ones_like(r[:, 0]).diag()
     v = torch.linalg.solve(identity - gamma * step, (policy * r).sum(dim=1))  # (S,)
-    return v, _backup(p, r, v, gamma)
+    return v, r + gamma * (p * v).sum(dim=-1)  # autocast would round p @ v
 
 
 def value_iteration(
@@ -63,9 +65,9 @@ def value_iteration(
     # No return is above max |R| / (1 - gamma), and each sweep takes the error times
     # gamma. To wait until the values stand still may not end: rounding moves them.
     error = gamma * r.abs().max().item() / (1 - gamma)
-    while error > tol:
-        q = _backup(p, r, q.amax(dim=1), gamma)
-        error *= gamma
+    sweeps = math.ceil(math.log(tol / error, gamma)) if error > tol else 0
+    for _ in range(sweeps):
+        q = r + gamma * (p * q.amax(dim=1)).sum(dim=-1)
     return q.amax(dim=1), q
 
 
@@ -102,10 +104,6 @@ def q_learning_update(
     return new
 
 
-def _backup(p: Tensor, r: Tensor, v: Tensor, gamma: float) -> Tensor:
-    return r + gamma * (p * v).sum(dim=-1)  # (S, A); autocast would round p @ v
-
-
 def _check_gamma(gamma: float) -> None:
     if not 0 <= gamma < 1:
         raise ValueError(f"gamma must be in [0, 1), got {gamma}")
@@ -117,13 +115,13 @@ def _model(p: Tensor, r: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
         raise ValueError(f"rewards must be finite and (S, A), got {r}")
     p = _probabilities("transitions", p, (*r.shape, len(r)))
     dtype = torch.promote_types(p.dtype, torch.promote_types(r.dtype, torch.float32))
-    return p.to(dtype).contiguous(), r.to(dtype).contiguous()
+    return p.contiguous(), r.to(dtype).contiguous()
 
 
 def _probabilities(name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     if x.shape != shape:
         raise ValueError(f"{name} must be {shape}, got {tuple(x.shape)}")
-    off = (x.sum(dim=-1, dtype=torch.float64) - 1).abs().max().item()
+    off = (x.sum(dim=-1) - 1).abs().max()
     exact = torch.finfo(x.dtype).eps ** 0.5 if x.is_floating_point() else 0
     if not (off <= exact and (x >= 0).all()):
         raise ValueError(f"{name} must be >= 0, its rows sum to 1, got {x}")
