@@ -1,5 +1,6 @@
 """What the tests share: a fixed seed, comparisons, what may be missing."""
 
+import contextlib
 import importlib
 import os
 import re
@@ -113,7 +114,7 @@ def compiles(request):
         pytest.skip("mutants are chosen by an environment variable: no graph has that")
 
     def check(function, *calls):
-        torch._dynamo.reset()
+        torch.compiler.reset()
         compiled = torch.compile(function, fullgraph=True, backend=request.param)
         for arguments in calls:
             torch.manual_seed(1)
@@ -123,6 +124,25 @@ def compiles(request):
             torch.testing.assert_close(found, expected, check_stride=True)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def isolated():
+    """isolated(blocks, needs, files): what a program does where only torch is.
+
+    See tools/isolated.py, which mutation testing doesn't have: it copies no tools.
+    """
+    from tools.isolated import Interpreter
+
+    with contextlib.ExitStack() as stack:
+        started = {}  # importing torch takes a second: once for each set of needs
+
+        def run(blocks, needs=(), files=None):
+            if (key := tuple(needs)) not in started:
+                started[key] = stack.enter_context(Interpreter(key))
+            return started[key].run(blocks, files)
+
+        yield run
 
 
 def leave_out(reason: str):

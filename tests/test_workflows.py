@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -146,9 +147,20 @@ def test_nothing_waits_for_the_newest_torch():
     assert makes[-1] == "make test TORCH=torch"
     assert all(run.endswith(" TORCH=torch") for run in makes)
     assert re.search(r"^TORCH \?= ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    taken = {word for s in newest["jobs"]["test"]["steps"] for word in str(s).split()}
+    assert {"pytest", "pymdown-extensions"} <= taken
     assert "continue-on-error" not in str(newest)  # it would paint a failure green
     for path in WORKFLOWS:
         assert "workflow_run" not in yaml.safe_load(path.read_text())[True]
+
+
+def test_the_oldest_torch_is_the_one_that_we_say_we_support():
+    newest = yaml.safe_load((ROOT / ".github/workflows/newest.yml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    oldest = newest["jobs"]["oldest"]["env"]["TORCH"].removesuffix(".0")
+    assert project["dependencies"] == [oldest.replace("==", ">=")]
+    said = f"torch ({oldest.removeprefix('torch==')} or newer)"
+    assert said in (ROOT / "README.md").read_text()
 
 
 # Each fault below is planted in the real publish.yml: old text, new text.

@@ -86,7 +86,11 @@ class Line(str):
 
 
 class _Includes(SnippetPreprocessor):
-    """pymdownx's preprocessor, with origins kept."""
+    """pymdownx's preprocessor, with origins kept.
+
+    What it overrides, here and below, is documented nowhere: the canaries of the tests
+    plant a fault in every shape that a block can have.
+    """
 
     @classmethod
     def like(cls, other: SnippetPreprocessor) -> "_Includes":

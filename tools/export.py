@@ -48,8 +48,13 @@ def supported() -> frozenset[str]:
 
 
 def short(op) -> str:
-    """An operation's name in the graph: aten's, without what they all have."""
-    return str(op).removeprefix("aten.").removesuffix(".default")
+    """An operation's name in the graph: the same for a tensor as for a number."""
+    return _OVERLOAD.sub("", str(op).removeprefix("aten."))
+
+
+_OVERLOAD = re.compile(
+    r"\.(default|Tensor|Scalar|Tensor_Scalar|Tensor_Tensor|dim_IntList)$"
+)
 
 
 def export(function, inputs: dict, locate) -> tuple[dict, dict]:
@@ -260,7 +265,8 @@ def run(graph: dict, inputs: dict) -> dict:
             name, _, overload = node["op"].partition(".")
             if name in ("view", "_unsafe_view"):  # the copies before them are gone
                 name = "reshape"
-            op = getattr(getattr(torch.ops.aten, name), overload or "default")
+            op = getattr(torch.ops.aten, name)
+            op = getattr(op, overload) if overload else op
             kwargs = {k: given(v) for k, v in node.get("kwargs", {}).items()}
             if "dtype" in kwargs:
                 kwargs["dtype"] = getattr(torch, node["dtype"])

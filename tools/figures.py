@@ -18,6 +18,7 @@ import io
 import json
 import math
 import re
+import xml.etree.ElementTree as etree
 from pathlib import Path
 
 from pymdownx.superfences import SuperFencesException
@@ -142,6 +143,7 @@ def _tools(plt) -> dict:
                 shade = plt.Rectangle(
                     (j - 0.5, i - 0.5), 1, 1, ec=PAPER, lw=0.5,
                     fc=color if value >= 0 else COLORS[1], alpha=abs(value) / top,
+                    clip_on=False,
                 )  # fmt: skip
                 axes.add_patch(shade)
                 if hidden is not None and hidden[i][j]:
@@ -171,21 +173,20 @@ def _tools(plt) -> dict:
         """A labelled box around its centre (x, y)."""
         corner = (x - width / 2, y - height / 2)
         # On paper of its own, so that a line can run behind it.
-        layers = (1, "none", PAPER), (fill, "none", color), (1, color, "none")
-        for alpha, edge, face in layers:
-            if alpha:
-                axes.add_patch(
-                    plt.Rectangle(
-                        corner, width, height, ec=edge, fc=face, alpha=alpha, lw=1.5,
-                        zorder=3,
-                    )
-                )  # fmt: skip
+        for face, edge in (PAPER, "none"), ((color, fill) if fill else "none", color):
+            axes.add_patch(
+                plt.Rectangle(
+                    corner, width, height, ec=edge, fc=face, lw=1.5, zorder=3,
+                    clip_on=False,
+                )
+            )  # fmt: skip
         axes.text(x, y, text, ha="center", va="center", zorder=4)
 
     def arrow(axes, *points, color=INK):
         """A line through the points with a head at the last."""
         xs, ys = zip(*points, strict=True)
-        axes.plot(xs[:-1], ys[:-1], color=color, lw=1.2)
+        if len(points) > 2:
+            axes.plot(xs[:-1], ys[:-1], color=color, lw=1.2)
         axes.annotate(
             "", points[-1], points[-2],
             arrowprops={
@@ -209,67 +210,52 @@ def _svg(figure, name: str) -> str:
 
 def tidy(svg: str, prefix: str) -> str:
     """matplotlib's SVG, fit to stand in a page: no styles of its own, its own ids."""
-    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()
-    width, height = round(float(width)), round(float(height))
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.S)
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.S)
-    svg = re.sub(r"<svg[^>]*>", f'<svg viewBox="0 0 {width} {height}" '
-                 f'style="max-width: {width}px">', svg, count=1)  # fmt: skip
+    svg = _FOREIGN.sub("", svg[svg.index("<svg") :]).replace("xlink:href", "href")
+    svg = re.sub(r"font: (\d+px) [^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(rf'( id="|href="#|url\(#)(?!{prefix}-)', rf"\1{prefix}-", svg)
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var(--figure-{variable})")
-    svg = re.sub(r"font: (\d+)px [^;\"]*", r"font-size: \1px", svg)
-    svg = re.sub(r"<[^>]*>", _rounded, svg)  # in attributes: text stays as it is
-    svg = re.sub(r'\bid="(?!' + prefix + ")", f'id="{prefix}-', svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", svg)
-    svg = svg.replace("xlink:href", "href")
-    used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg))
-    names = {part for pair in used for part in pair if part}
-    svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in names else "", svg)
-    svg = re.sub(r"<defs>\s*</defs>", "", svg)
-    svg = re.sub(r'<path [^>]*style="fill: none(; opacity: 0)?"/>', "", svg)  # unseen
-    svg = re.sub(r'<path d="M [-.\d]+ [-.\d]+\s*"[^>]*/>', "", svg)  # of one point
-    svg = _NEEDLESS.sub("", svg)
-    svg = _RECTANGLE.sub(_rectangle, svg)
-    while (bare := _GROUP.sub(lambda group: group[1] or "", svg)) != svg:
-        svg = bare
-    return re.sub(r"\n\s*", "\n", svg).strip() + "\n"
+    [root] = _seen(etree.fromstring(svg), set(re.findall(r'#([\w-]+)[")]', svg)))
+    width, height = (round(float(n)) for n in root.get("viewBox").split()[2:])
+    root.attrib.clear()
+    root.set("viewBox", f"0 0 {width} {height}")
+    root.set("style", f"max-width: {width}px")
+    return etree.tostring(root, encoding="unicode")
 
 
-# matplotlib writes a cell as a path of five points, in a group of its own.
-_POINT = r"(-?[\d.]+) (-?[\d.]+)\s*"
-_RECTANGLE = re.compile(
-    rf'<path d="M {_POINT}L {_POINT}L {_POINT}L {_POINT}(?:L \1 \2\s*)?z\s*"'
-    r'(?: clip-path="[^"]*")? style="([^"]*)"/>'
+# The site has fonts of its own; lines have no corners; a turn by nothing is none.
+_FOREIGN = re.compile(
+    r'<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->| xmlns(?::\w+)?="[^"]*"|'
+    r' font-family: [^;"]*;|; stroke-linejoin: miter| transform="rotate\(-?0 [^)]*\)"',
+    re.DOTALL,
 )
-# The site's own fonts; a turn by nothing; corners that no line has.
-_NEEDLESS = re.compile(
-    r' font-family: [^;"]*;| transform="rotate\(-?0 [^)]*\)"|; stroke-linejoin: miter'
-)
-_GROUP = re.compile(r"<g>\s*((?:<(?:path|rect|use) [^>]*/>)?)\s*</g>|<g/>")
 
 
-def _rectangle(path: re.Match) -> str:
-    """The path as a <rect>, if it is one."""
-    x, y, right, also_y, also_right, bottom, also_x, also_bottom = path.groups()[:8]
-    if (x, y, right, bottom) != (also_x, also_y, also_right, also_bottom):
-        return path[0]
-    width, height = float(right) - float(x), float(bottom) - float(y)
-    top, left = min(float(y), float(bottom)), min(float(x), float(right))
-    return (
-        f'<rect x="{left:g}" y="{top:g}" width="{abs(width):.4g}" '
-        f'height="{abs(height):.4g}" style="{path[9]}"/>'
-    )
+def _seen(element, used: set[str]) -> list:
+    """The element, or what it groups, or nothing if nothing of it can be seen."""
+    element[:] = [part for child in element for part in _seen(child, used)]
+    if element.get("id") not in used:
+        element.attrib.pop("id", None)
+    for name, value in element.items():  # text stays as it is
+        value = re.sub(r"(opacity: )?(\d+\.\d{2,})", _rounded, value)
+        element.set(name, " ".join(value.split()))
+    element.text = (element.text or "").strip() or ("\n" if len(element) else None)
+    element.tail = "\n"
+    if element.tag == "g" and not element.attrib:
+        return list(element)
+    empty = element.tag in ("defs", "g") and not len(element)
+    unused = element.tag == "clipPath" and not element.get("id")
+    blank = element.tag == "path" and element.get("style") in _BLANK
+    return [] if empty or unused or blank else [element]
 
 
-def _rounded(tag: re.Match) -> str:
-    """Coordinates to a tenth of a pixel, opacities to a hundredth."""
+_BLANK = ("fill: none", "fill: none; opacity: 0")
 
-    def short(number: re.Match) -> str:
-        digits = 2 if number[1] else 1
-        return f"{number[1] or ''}{float(number[2]):.{digits}f}"
 
-    return re.sub(r"(opacity: )?(\d+\.\d{2,})", short, tag[0])
+def _rounded(number: re.Match) -> str:
+    """A coordinate to a tenth of a pixel, an opacity to a hundredth."""
+    digits = 2 if number[1] else 1
+    return f"{number[1] or ''}{float(number[2]):.{digits}f}"
 
 
 def validate(language, inputs, options, attrs, md) -> bool:

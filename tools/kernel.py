@@ -19,6 +19,7 @@ mpl.rcParams["figure.facecolor"] = mpl.rcParams["axes.facecolor"] = "none"
 for module in ("torch", "sklearn", "snippets", "__main__"):
     warnings.filterwarnings("error", module=module)
 # The terminal behind the notebook, so that progress is seen there and kept nowhere.
+# Private: ipykernel has no other name for it. Where that is gone, progress is unseen.
 terminal = getattr(sys.stderr, "_original_stdstream_copy", None)
 shown = open(os.devnull if terminal is None else os.dup(terminal), "w")  # noqa: SIM115
 tqdm.tqdm.__init__ = functools.partialmethod(tqdm.tqdm.__init__, file=shown)

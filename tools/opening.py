@@ -5,11 +5,11 @@ before the first list, or the first section. The same figure is not shown twice.
 what comes before the first section a line counts the page's verdicts and leads there.
 """
 
-import re
 import xml.etree.ElementTree as etree
 
 from markdown import Extension
 from markdown.treeprocessors import Treeprocessor
+from markdown.util import HTML_PLACEHOLDER_RE
 
 from tools.claims import SIGNS, tally
 
@@ -47,7 +47,7 @@ class Opening(Treeprocessor):
             root.insert(min(tops, default=first), child)
 
     def is_lead(self, text: str) -> bool:
-        stashed = re.fullmatch("\u0002wzxhzdk:(\\d+)\u0003", text.strip())
+        stashed = HTML_PLACEHOLDER_RE.fullmatch(text.strip())
         html = self.md.htmlStash.rawHtmlBlocks[int(stashed[1])] if stashed else ""
         return isinstance(html, str) and " data-lead" in html.partition(">")[0]
 

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 
 import torch
-from pytest_codeblocks.main import stdout_io
+from pytest_codeblocks.main import stdout_io  # undocumented: its own blocks use it
 
 from tools.blocks import Block, Origin
 

@@ -5,6 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+
+# Private, but the only way to be on a device that this machine lacks; and the one to
+# see each operation that torch's notes on extending it name.
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 

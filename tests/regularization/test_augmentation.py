@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+
+# Private in name only: torch's notes on extending it say to see each operation with it.
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snippets.regularization.augmentation import random_shift

@@ -317,5 +317,6 @@ def test_figures_are_quick(visit, figure_path):
 
 def test_the_code_of_figures_is_light(site):
     files = sorted((site / "assets/live").iterdir())
-    assert [file.name for file in files] == ["executor.js", "live.css", "live.js"]
+    names = ["draw.js", "executor.js", "live.css", "live.js"]
+    assert [file.name for file in files] == names
     assert sum(len(gzip.compress(file.read_bytes())) for file in files) <= 12_000

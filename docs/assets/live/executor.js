@@ -209,50 +209,39 @@ function swapped(node, x, a, b) {
   return view(node, x, own);
 }
 
-// Abramowitz and Stegun 7.1.26 is good to 1.5e-7; a series near 0 keeps small values exact.
+// A series of terms of one sign, so that nothing cancels.
 function erf(x) {
-  if (Math.abs(x) < 0.5) {
-    let term = x, sum = x;
-    for (let n = 1; n < 16; n++) sum += (term *= (-x * x) / n) / (2 * n + 1);
-    return (2 * sum) / Math.sqrt(Math.PI);
-  }
-  const t = 1 / (1 + 0.3275911 * Math.abs(x));
-  const p = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t;
-  return Math.sign(x) * (1 - p * Math.exp(-x * x));
+  if (Math.abs(x) > 6) return Math.sign(x);
+  let term = x, sum = x;
+  for (let n = 1; n < 150; n++) sum += term *= (2 * x * x) / (2 * n + 1);
+  return (2 / Math.sqrt(Math.PI)) * Math.exp(-x * x) * sum;
 }
 
 const round = (x) => (Math.abs(x % 1) === 0.5 ? 2 * Math.round(x / 2) : Math.round(x));
 const either = (fn) => (a, b) => (a !== a || b !== b ? NaN : fn(a, b));
 const add = each((a, b, c) => a + (c ?? 1) * b), subtract = each((a, b, c) => a - (c ?? 1) * b);
 const alpha = (op) => (node, a, b) => op(node, a, b, node.kwargs?.alpha ?? 1);
-const min = each(either(Math.min), 2), max = each(either(Math.max), 2), power = each((a, b) => a ** b);
-const compare = (fn) => each(fn, 2);
+const min = each(either(Math.min), 2), max = each(either(Math.max), 2);
 
 export const OPS = {
-  abs: each((a) => Math.abs(a)), neg: each((a) => -a), sign: each((a) => Math.sign(a)),
-  exp: each((a) => Math.exp(a)), log: each((a) => Math.log(a)), log1p: each((a) => Math.log1p(a)), expm1: each((a) => Math.expm1(a)),
-  sqrt: each((a) => Math.sqrt(a)), rsqrt: each((a) => 1 / Math.sqrt(a)), reciprocal: each((a) => 1 / a),
-  sin: each((a) => Math.sin(a)), cos: each((a) => Math.cos(a)), tanh: each((a) => Math.tanh(a)), erf: each(erf),
+  abs: each(Math.abs), neg: each((a) => -a), sign: each(Math.sign),
+  exp: each(Math.exp), log: each(Math.log), log1p: each(Math.log1p), expm1: each(Math.expm1),
+  sqrt: each(Math.sqrt), rsqrt: each((a) => 1 / Math.sqrt(a)), reciprocal: each((a) => 1 / a),
+  sin: each(Math.sin), cos: each(Math.cos), tanh: each(Math.tanh), erf: each(erf),
   sigmoid: each((a) => 1 / (1 + Math.exp(-a))), relu: each((a) => (a > 0 || a !== a ? a : 0)),
-  floor: each((a) => Math.floor(a)), round: each(round), isnan: each((a) => a !== a),
-  "add.Tensor": alpha(add), "add.Scalar": alpha(add), "sub.Tensor": alpha(subtract), "sub.Scalar": alpha(subtract),
-  "rsub.Scalar": each((a, b) => b - a), "mul.Tensor": each((a, b) => a * b), "mul.Scalar": each((a, b) => a * b),
-  "div.Tensor": each((a, b) => a / b), "div.Scalar": each((a, b) => a / b),
-  "pow.Tensor_Scalar": power, "pow.Tensor_Tensor": power, "pow.Scalar": power,
+  floor: each(Math.floor), round: each(round), isnan: each((a) => a !== a),
+  add: alpha(add), sub: alpha(subtract), rsub: each((a, b) => b - a),
+  mul: each((a, b) => a * b), div: each((a, b) => a / b), pow: each((a, b) => a ** b),
   minimum: min, maximum: max,
   clamp: (node, x, low, high) => { const up = low == null ? x : max(node, x, low); return same(node, high == null ? up : min(node, up, high)); },
   clamp_min: max,
-  "eq.Tensor": compare((a, b) => a === b), "eq.Scalar": compare((a, b) => a === b),
-  "ne.Tensor": compare((a, b) => a !== b), "ne.Scalar": compare((a, b) => a !== b),
-  "lt.Tensor": compare((a, b) => a < b), "lt.Scalar": compare((a, b) => a < b),
-  "le.Tensor": compare((a, b) => a <= b), "le.Scalar": compare((a, b) => a <= b),
-  "gt.Tensor": compare((a, b) => a > b), "gt.Scalar": compare((a, b) => a > b),
-  "ge.Tensor": compare((a, b) => a >= b), "ge.Scalar": compare((a, b) => a >= b),
+  eq: each((a, b) => a === b), ne: each((a, b) => a !== b), lt: each((a, b) => a < b),
+  le: each((a, b) => a <= b), gt: each((a, b) => a > b), ge: each((a, b) => a >= b),
   logical_not: each((a) => !a), bitwise_not: each((a) => !a),
   logical_and: each((a, b) => a && b), logical_or: each((a, b) => a || b),
-  "bitwise_and.Tensor": each((a, b) => a && b), "bitwise_or.Tensor": each((a, b) => a || b),
-  "where.self": each((c, a, b) => (c ? a : b)), "masked_fill.Scalar": each((x, m, v) => (m ? v : x)), "masked_fill.Tensor": each((x, m, v) => (m ? v : x)),
-  sum: reduce(total), "sum.dim_IntList": reduce(total),
+  bitwise_and: each((a, b) => a && b), bitwise_or: each((a, b) => a || b),
+  "where.self": each((c, a, b) => (c ? a : b)), masked_fill: each((x, m, v) => (m ? v : x)),
+  sum: reduce(total),
   mean: reduce((v) => total(v) / v.length), "mean.dim": reduce((v) => total(v) / v.length),
   amax: reduce(highest), amin: reduce(lowest), "prod.dim_int": reduce((v) => v.reduce((a, b) => a * b, 1)),
   any: reduce((v) => v.some((x) => x)), "any.dim": reduce((v) => v.some((x) => x)), "all": reduce((v) => v.every((x) => x)), "all.dim": reduce((v) => v.every((x) => x)),
@@ -284,7 +273,7 @@ export const OPS = {
   expand: (node, x) => fill(node, spread(x, node.shape)),
   permute: (node, x, dims) => view(node, x, dims.map((d) => strides(x.shape)[wrap(d, x.shape.length)])),
   "transpose.int": swapped, t: (node, x) => (x.shape.length < 2 ? x : swapped(node, x, 0, 1)),
-  "slice.Tensor": (node, x, dim = 0, start = 0, end, step = 1) => {
+  slice: (node, x, dim = 0, start = 0, end, step = 1) => {
     const own = strides(x.shape), d = wrap(dim, own.length);
     const from = Math.min(Math.max(wrap(start ?? 0, x.shape[d]), 0), x.shape[d]) * own[d];
     return view(node, x, own.map((s, n) => (n === d ? s * step : s)), from);
@@ -297,7 +286,7 @@ export const OPS = {
     const own = strides(x.shape), d = wrap(dim, own.length);
     return view(node, x, [...own.map((s, n) => (n === d ? s * step : s)), own[d]]);
   },
-  "split.Tensor": parts, split_with_sizes: parts,
+  split: parts, split_with_sizes: parts,
   "unbind.int": (node, x, dim = 0) => node.outputs.map((part, n) => OPS["select.int"](part, x, dim, n)),
   cat: (node, tensors, dim = 0) => joined(node, tensors, dim),
   flip: (node, x, dims) => {
@@ -308,7 +297,7 @@ export const OPS = {
   index_select: (node, x, dim, index) => take(node, x, dim, (_, k) => index.data[k]),
   gather: (node, x, dim, index) => take(node, x, dim, (i) => index.data[i]),
   embedding: (node, weight, ids) => indexed(node, weight, [ids]),
-  "index.Tensor": indexed,
+  index: indexed,
   constant_pad_nd: (node, x, pad, value = 0) => {
     const own = strides(node.shape), out = empty(node).fill(value), rank = x.shape.length;
     const before = (d) => pad[2 * (rank - 1 - d)] ?? 0; // negative padding is not exported
@@ -341,7 +330,7 @@ export function load(graph) {
         values[node.name] = OPS[node.op](node, ...resolve(node.args, values));
       }
       const outputs = Object.entries(graph.outputs).map(([name, arg]) => [name, resolve(arg, values)]);
-      return { outputs: Object.fromEntries(outputs), values };
+      return Object.fromEntries(outputs);
     },
   };
 }
