@@ -285,6 +285,12 @@ def test_without_a_token_the_log_probability_is_zero(shape):
     assert (torch.autograd.grad(found.sum(), logits)[0] == 0).all()
 
 
+def test_a_vocabulary_of_one_token_is_certain():
+    ids, mask = torch.zeros(2, 4).long(), torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0]])
+    found = sequence_log_probs(torch.randn(2, 4, 1), ids, mask.bool())
+    assert found.tolist() == [0, 0]
+
+
 # What all of them promise
 
 
