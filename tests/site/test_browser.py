@@ -87,6 +87,7 @@ def test_search_finds_a_page(visit, base):
 
 # What people type, and the page that answers it.
 SOUGHT = {
+    "merge lora": "lora/lora/",
     "clip grad": "foundations/gradient-clipping/",
     "backpropagation through time": "recurrent/rnn/",
     "vanishing gradients": "recurrent/rnn/",
