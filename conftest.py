@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-pytest_plugins = ["tools.pages", "pytester"]  # every block of every page is a test
+# Every block of every page is a test.
+pytest_plugins = ["tools.plugin", "tools.recorder", "pytester"]
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -6,6 +6,7 @@ the browser tests measure (tests/site/test_pages.py).
 """
 
 import ast
+from copy import copy
 from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
@@ -115,7 +116,7 @@ def _anatomy(html: BeautifulSoup) -> list[str]:
 def words(text: Tag) -> int:
     """Words of prose that are seen with the folds closed: no code, tables, quotations
     of the notes, formulas, sources or small print, nor what a figure draws."""
-    text = BeautifulSoup(str(text), "html.parser")
+    text = copy(text)
     away = "pre, table, math, svg, live-figure, .filename, .claim q, .concept, .stamp"
     for element in text.select(f"{away}, .headerlink, .verdicts, .takeaway"):
         element.decompose()

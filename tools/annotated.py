@@ -8,7 +8,6 @@ import html
 import re
 from pathlib import Path
 
-from markdown.extensions import Extension
 from markdown.extensions.toc import slugify
 from markdown.preprocessors import Preprocessor
 
@@ -26,6 +25,7 @@ from tools.claims import (
     quotation,
     tally,
 )
+from tools.extension import extension
 
 
 class Annotated(Preprocessor):
@@ -121,10 +121,4 @@ def _plain(text: str) -> str:
     return "".join(f"&#{ord(c)};" if c in "*_[]()!`~^$\\{}" else c for c in text)
 
 
-class AnnotatedExtension(Extension):
-    def extendMarkdown(self, md):
-        md.preprocessors.register(Annotated(md), "annotated", 28)
-
-
-def makeExtension(**kwargs):
-    return AnnotatedExtension(**kwargs)
+makeExtension = extension("preprocessors", Annotated, "annotated", 28)

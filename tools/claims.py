@@ -21,6 +21,8 @@ from markdown.util import AtomicString
 from pymdownx.blocks import BlocksExtension
 from pymdownx.blocks.block import Block, type_string, type_string_in
 
+from tools import sources
+
 DOCS = Path("docs")
 NOTES = Path("notes.md")
 SIGNS = {"holds": "✓", "loosely put": "≈", "wrong": "✗"}
@@ -93,7 +95,7 @@ def judged() -> dict[str, dict]:
     known = claims()
     for path in sorted(DOCS.rglob("*.md")):
         for name, options in _JUDGED.findall(path.read_text(encoding="utf-8")):
-            page = path.relative_to(DOCS).with_suffix("").as_posix()
+            page = sources.name(path)
             if name not in known or name in found or known[name]["page"] != page:
                 raise ValueError(f"{path}: claim {name} does not belong here")
             found[name] = {"page": page, **yaml.safe_load(options)}

@@ -4,7 +4,7 @@ import html
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tools import views
+from tools.javascript import javascript
 
 
 @dataclass
@@ -18,14 +18,14 @@ class Control:
     name: str = ""
 
     def words(self) -> list[str | None]:
-        return views.javascript("words", self.value, self.slots)
+        return javascript("draw.js", "words", self.value, self.slots)
 
     def tensor(self):
         import torch
 
         value = self.value
         if self.known is not None:
-            value = views.javascript("ids", self.words(), self.known)
+            value = javascript("draw.js", "ids", self.words(), self.known)
         return torch.tensor(value, dtype=getattr(torch, self.dtype))
 
     def spec(self) -> dict:

@@ -3,7 +3,7 @@
 torch traces the function down to ATen operations, through autograd as well, so that a
 training step can be exported. What the executor in docs/assets/live/executor.js lacks
 is decomposed by torch into what it has. Constants are computed once, here. Each node
-keeps its shape and dtype, and the author's line it came from.
+keeps its shape and dtype.
 """
 
 import base64
@@ -13,16 +13,21 @@ import math
 import operator
 import re
 import traceback
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
+
+# Private: torch.export.default_decompositions() is the core table alone, which leaves
+# much whole that the executor lacks, such as gelu.
 from torch._decomp import core_aten_decompositions, decomposition_table
+
+# Experimental: torch.export does not trace the gradients that a training step takes.
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.proxy import TracerBase
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-EXECUTOR = Path(__file__).resolve().parent.parent / "docs/assets/live/executor.js"
+from tools.javascript import javascript
+
 DTYPES = ("float32", "float64", "int64", "bool")
 # They return their input: a value that never changes needs no copy.
 _NOTHING = {"detach", "alias", "clone", "lift_fresh_copy", "lift_fresh"}
@@ -34,17 +39,8 @@ _NO_MATTER = {"device", "layout", "pin_memory", "memory_format", "non_blocking"}
 
 @functools.cache
 def supported() -> frozenset[str]:
-    """The operations that the executor has, read from it."""
-    code = EXECUTOR.read_text(encoding="utf-8")
-    depth, found = 1, []
-    start = code.index("export const OPS = {") + len("export const OPS = {")
-    for token in re.finditer(r'[({\[]|[)}\]]|"?([\w.]+)"?:\s', code[start:]):
-        depth += (token[0] in "({[") - (token[0] in ")}]")
-        if depth == 0:
-            return frozenset(found)
-        if depth == 1 and token[1]:
-            found.append(token[1])
-    raise ValueError(f"{EXECUTOR}: OPS does not end")
+    """The operations that the executor has."""
+    return frozenset(javascript("executor.js", "Object.keys(OPS)"))
 
 
 def short(op) -> str:
@@ -74,6 +70,8 @@ def export(function, inputs: dict, locate) -> tuple[dict, dict]:
         outputs = function(**dict(zip(inputs, tensors, strict=True)))
         return [outputs[name] for name in names]
 
+    # Private in name, but made to be overridden, torch says: it looks for a `forward`,
+    # which the author's function is not.
     def own(_, stack):
         known = [f for f in stack if locate(f.filename, f.lineno)]
         return traceback.StackSummary.from_list(known[-1:])
@@ -221,15 +219,12 @@ class _Graph:
             self.refuse(node, f"the executor has no {dtype}")
         return {"shape": list(tensor.shape), "dtype": dtype}
 
-    def at(self, node) -> list | None:
-        """The author's file and line, of the innermost frame that has one."""
+    def refuse(self, node, why: str):
+        # The author's line, of the innermost frame that has one.
         frame = re.search(r'File "(.*)", line (\d+)', node.stack_trace or "")
         found = self.locate(frame[1], int(frame[2])) if frame else None
-        return list(found) if found else None
-
-    def refuse(self, node, why: str):
-        file, line = self.at(node) or ("the function", "?")
-        raise ValueError(f"{file}:{line}: {node.target} can't be exported: {why}")
+        place = ":".join(map(str, found)) if found else "the function"
+        raise ValueError(f"{place}: {node.target} can't be exported: {why}")
 
 
 def _names(arg):

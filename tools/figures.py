@@ -12,8 +12,6 @@ with the stored SVG, as they compare outputs; `make outputs` stores it. The site
 the stored one, so a build needs neither torch nor matplotlib.
 """
 
-import array
-import base64
 import io
 import json
 import math
@@ -66,21 +64,16 @@ def _near(a: str, b: str, tolerance: float) -> bool:
 def _close(a, b) -> bool:
     if isinstance(a, dict) and isinstance(b, dict):
         if a.keys() == b.keys() >= {"data", "dtype", "shape"}:
+            from tools.export import unpack
+
             same_kind = (a["dtype"], a["shape"]) == (b["dtype"], b["shape"])
-            return same_kind and _close(_unpack(a), _unpack(b))
+            return same_kind and _close(unpack(a).tolist(), unpack(b).tolist())
         return a.keys() == b.keys() and all(_close(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_close, a, b))
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-6)
     return a == b
-
-
-def _unpack(tensor: dict) -> list:
-    code = {"float32": "f", "float64": "d", "int64": "q", "bool": "?"}[tensor["dtype"]]
-    return array.array(
-        code.replace("?", "b"), base64.b64decode(tensor["data"])
-    ).tolist()
 
 
 def draw(program, block) -> dict[str, str]:

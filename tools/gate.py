@@ -40,16 +40,17 @@ def check(site: Path, root: Path = sources.ROOT) -> list[str]:
         for block in run["blocks"]
         if block["figure"]
     }
-    faults = []
+    faults, said = [], {}
     for source in sources.pages(root):
         name = source.relative_to(root).as_posix()
-        stem = source.relative_to(root / "docs").with_suffix("")
-        folder = stem.parent if stem.name == "index" else stem
-        built = site / folder / "index.html"
+        page = sources.name(source)
+        place = sources.address(page)
+        built = site / place / "index.html"
         if not built.exists():
             faults.append(f"{name}: not in the site")
             continue
         html = BeautifulSoup(built.read_text(encoding="utf-8"), "html.parser")
+        said[place] = f"{html.get_text(' ')} {html.get_text()}"
         run = known.get(name, {"blocks": [], "source": ledger.source_digest(source)})
         blocks = run["blocks"]
         concept = sources.has_notebook(source)
@@ -57,11 +58,11 @@ def check(site: Path, root: Path = sources.ROOT) -> list[str]:
         if run["source"] != ledger.source_digest(source):
             found.append("edited after its blocks ran: make test")
         if concept:
-            found += _frame(html, stem.as_posix(), root)
-        found += anatomy.check(html, stem.as_posix(), concept, root)
+            found += _frame(html, page, root)
+        found += anatomy.check(html, page, concept, root)
         found += _leftovers(html)  # it takes the page apart
         faults += [f"{name}: {fault}" for fault in found]
-    return [*faults, *published.check(site, root)]
+    return [*faults, *published.check(site, root, said)]
 
 
 def _census(html: BeautifulSoup, blocks: list[dict], figures: dict) -> list[str]:
@@ -86,18 +87,18 @@ def _census(html: BeautifulSoup, blocks: list[dict], figures: dict) -> list[str]
             faults.append(f"a block of {language}, which nothing runs: {first}")
         elif digest(text) not in outputs:
             faults.append(f"an output that was not compared: {first}")
-    drawn = [figure["data-code"] for figure in html.select("figure[data-code]")]
+    drawn: set[str] = set()
     for figure in html.select("figure[data-code]"):
-        shown.add(figure["data-code"])
         code = figure["data-code"]
         faults += _outcome(ran.get(code) or figures.get(code), "a figure")
-        faults += ["a figure stands twice"] * (drawn.count(figure["data-code"]) > 1)
+        faults += ["a figure stands twice"] * (code in drawn)
+        drawn.add(code)
         if not figure.select_one("svg[role=img][aria-label], table"):
             faults.append("a figure without a text alternative")
     faults += [
         f"line {block['line']}: ran, but the page does not show it"
         for name, block in ran.items()
-        if name not in shown
+        if name not in shown | drawn
     ]
     return [*faults, *_strays(html), *_numbers(html)]
 

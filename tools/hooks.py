@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mkdocs.structure.files import File
 
-from tools import claims, ledger, takeaway
+from tools import claims, ledger, notebooks
 
 
 def on_files(files, config):
@@ -27,7 +27,7 @@ def on_page_context(context, page, config, nav):
     context["snippet"] = snippet if Path(snippet).exists() else None
     context["stamp"] = ledger.stamp(source, _ledger)
     context["verdicts"] = _verdicts
-    context["colab"] = takeaway.colab(config, name)
+    context["colab"] = notebooks.colab(config, name)
     return context
 
 
@@ -51,7 +51,7 @@ def on_env(env, config, files):
     _ledger.clear()
     _ledger.update(ledger.read())  # labs have run by now
     pages = {file.src_uri: file.page for file in files.documentation_pages()}
-    takeaway.publish([pages[name] for name in _order], config)
+    notebooks.publish([pages[name] for name in _order], config)
 
 
 _order: list[str] = []

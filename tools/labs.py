@@ -23,7 +23,6 @@ from mkdocs_jupyter.config import settings  # undocumented: where templates are
 from tools import figures, ledger, sources
 from tools.blocks import digest
 
-STORED = Path("notebooks")
 KERNEL = """
 c.Application.log_level = 40
 c.IPKernelApp.log_level = 40
@@ -80,7 +79,7 @@ def read(lab: Path) -> list:
 def kept(lab: Path) -> list:
     """The cells of a lab with the outputs that the repository keeps of them."""
     cells = read(lab)
-    stored = STORED / "labs" / f"{lab.stem}.ipynb"
+    stored = sources.notebook(lab)
     if stored.exists():
         old = nbformat.read(stored, as_version=4).cells
         old = [cell for cell in old if cell.cell_type == "code"]
@@ -135,7 +134,7 @@ def figure(cell, lab: Path) -> Path | None:
 
 def _compare(cells: list, lab: Path, config) -> None:
     """Hold what was printed and drawn against what is kept, or keep it."""
-    from tools.takeaway import Takeaway
+    from tools import notebooks
 
     write = os.environ.get("OUTPUTS") == "write"
     for cell in cells:
@@ -149,12 +148,10 @@ def _compare(cells: list, lab: Path, config) -> None:
             if write and not figures.same(path, svg):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(svg)
-    made = Takeaway(lab, config, cells).notebook()
-    stored = STORED / "labs" / f"{lab.stem}.ipynb"
+    made, stored = notebooks.Cells(lab, config, cells), sources.notebook(lab)
     if write:
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        stored.write_text(made, encoding="utf-8")
-    elif not stored.exists() or stored.read_text(encoding="utf-8") != made:
+        notebooks.store(made)
+    elif not stored.exists() or stored.read_text("utf-8") != made.notebook():
         raise PluginError(f"{stored} is not what the lab gives now: make outputs")
 
 
@@ -176,7 +173,7 @@ def _remember(cells: list, lab: Path, config) -> None:
     run = {"source": ledger.source_digest(lab), "blocks": blocks}
     if (known := ledger.read(root)["pages"].get(name)) and known["blocks"] == blocks:
         return  # it ran before, and nothing changed
-    ledger.write(root, {name: run}, {}, ledger.version("torch"))
+    ledger.write(root, {name: run}, {})
 
 
 def _markdown(cell, lab: Path) -> str:
@@ -193,7 +190,7 @@ def _markdown(cell, lab: Path) -> str:
     return text
 
 
-def alone(code: str) -> str:
+def inlined(code: str) -> str:
     """The code of a cell with the text of the snippets in place of their imports."""
     lines = code.split("\n")
     for node in reversed(ast.parse(code).body):

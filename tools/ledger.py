@@ -74,11 +74,11 @@ def read(root: Path = ROOT) -> dict:
     return {"state": here, "pages": good, "comparisons": compared}
 
 
-def write(root: Path, pages: dict, comparisons: dict, torch_version: str) -> None:
+def write(root: Path, pages: dict, comparisons: dict) -> None:
     """Add a run's results: what ran again replaces what was known of it."""
     ledger = read(root)
     for name, run in pages.items():
-        run |= {"torch": torch_version, "date": date.today().isoformat()}
+        run |= {"torch": version("torch"), "date": date.today().isoformat()}
         if is_lab(name):
             run["lab"] = lab_state(root, name)
         ledger["pages"][name] = run

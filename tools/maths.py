@@ -4,9 +4,10 @@ pymdownx.arithmatex finds them, math-core renders them. Wrong TeX raises, and th
 build names the page and the formula.
 """
 
-from markdown import Extension
 from markdown.treeprocessors import Treeprocessor
 from math_core import LatexError, LatexToMathML
+
+from tools.extension import extension
 
 # \tr for a transpose as the papers set it, \R for the reals.
 _RENDER = LatexToMathML(macros={"tr": r"^{\mathsf{T}}", "R": r"\mathbb{R}"})
@@ -31,11 +32,5 @@ class MathML(Treeprocessor):
                 element.set("tabindex", "0")
 
 
-class MathsExtension(Extension):
-    def extendMarkdown(self, md):
-        # After the inline patterns (20) have found the formulas.
-        md.treeprocessors.register(MathML(md), "mathml", 1)
-
-
-def makeExtension(**kwargs):
-    return MathsExtension(**kwargs)
+# After the inline patterns (20) have found the formulas.
+makeExtension = extension("treeprocessors", MathML, "mathml", 1)

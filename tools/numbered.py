@@ -8,8 +8,9 @@ style sheet marks all of a number when one of them is pointed at. No script is n
 import re
 import xml.etree.ElementTree as etree
 
-from markdown import Extension
 from markdown.postprocessors import Postprocessor
+
+from tools.extension import extension
 
 _MATH = re.compile(r"<math\b(?:(?!</math>).)*<mtext>\(\d\)</mtext>.*?</math>", re.S)
 _CORE = re.compile(
@@ -42,11 +43,5 @@ def _lines(code: str) -> str:
     return "\n".join(lines)
 
 
-class NumberedExtension(Extension):
-    def extendMarkdown(self, md):
-        # After what was stashed, formulas and highlighted code, is back (30).
-        md.postprocessors.register(Numbered(md), "numbered", 5)
-
-
-def makeExtension(**kwargs):
-    return NumberedExtension(**kwargs)
+# After what was stashed, formulas and highlighted code, is back (30).
+makeExtension = extension("postprocessors", Numbered, "numbered", 5)

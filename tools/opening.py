@@ -7,11 +7,11 @@ what comes before the first section a line counts the page's verdicts and leads 
 
 import xml.etree.ElementTree as etree
 
-from markdown import Extension
 from markdown.treeprocessors import Treeprocessor
 from markdown.util import HTML_PLACEHOLDER_RE
 
 from tools.claims import SIGNS, tally
+from tools.extension import extension
 
 
 class Opening(Treeprocessor):
@@ -52,11 +52,5 @@ class Opening(Treeprocessor):
         return isinstance(html, str) and " data-lead" in html.partition(">")[0]
 
 
-class OpeningExtension(Extension):
-    def extendMarkdown(self, md):
-        # After the inline patterns (20), so that what is moved is whole.
-        md.treeprocessors.register(Opening(md), "opening", 2)
-
-
-def makeExtension(**kwargs):
-    return OpeningExtension(**kwargs)
+# After the inline patterns (20), so that what is moved is whole.
+makeExtension = extension("treeprocessors", Opening, "opening", 2)

@@ -9,31 +9,30 @@ import json
 import re
 from pathlib import Path
 
-from bs4 import BeautifulSoup
 from mkdocs.config import load_config
 
-from tools import sources, takeaway
-from tools.takeaway import SEPARATOR
+from tools import notebooks, sources
+from tools.notebooks import SEPARATOR
 
 # What the generator and the theme make, besides the pages.
 FRAME = ("404.html", "assets/", "css/", "fonts/", "img/", "js/", "llms", "search/",
          "search.html", "sitemap.xml", "webfonts/")  # fmt: skip
 
 
-def check(site: Path, root: Path) -> list[str]:
-    """All that is wrong with the files of a site, a line each."""
+def check(site: Path, root: Path, said: dict[str, str]) -> list[str]:
+    """All that is wrong with the files of a site, a line each; `said` is the text of
+    its pages, by address."""
     config = load_config(str(root / "mkdocs.yml"))
     known: dict[str, str | None] = {}  # None: a page, which the gate looks at
     texts = []
     for source in sources.pages(root):
-        stem = source.relative_to(root / "docs").with_suffix("")
-        made = takeaway.Takeaway(source, config)
-        folder = stem.parent if stem.name == "index" else stem
-        known[(folder / "index.html").as_posix()] = None
+        page = sources.name(source)
+        made = notebooks.Cells(source, config)
+        known[f"{sources.address(page)}index.html"] = None
         texts.append(made.markdown())
-        known[f"{stem}.md"] = texts[-1]
+        known[f"{page}.md"] = texts[-1]
         if sources.has_notebook(source):
-            known[f"{stem}.ipynb"], known[f"{stem}.py"] = made.notebook(), made.script()
+            known[f"{page}.ipynb"], known[f"{page}.py"] = made.notebook(), made.script()
     faults = []
     for path in sorted(path for path in site.rglob("*.*") if path.is_file()):
         name = path.relative_to(site).as_posix()
@@ -46,26 +45,20 @@ def check(site: Path, root: Path) -> list[str]:
             faults.append(f"{name}: nobody has looked at it")
         elif known[name] not in (None, path.read_text(encoding="utf-8")):
             faults.append(f"{name}: not what it is made of")
-    return faults + _search(site) + _for_models(site, texts)
+    return faults + _search(site, said) + _for_models(site, texts)
 
 
-def _search(site: Path) -> list[str]:
+def _search(site: Path, said: dict[str, str]) -> list[str]:
     """Entries of the search index that say what their page doesn't."""
     index = site / "search/search_index.json"
     if not index.exists():
         return []
-    pages: dict[str, set[str]] = {}
+    pages = {place: set(_words(text)) for place, text in said.items()}
     faults = []
     for entry in json.loads(index.read_text(encoding="utf-8"))["docs"]:
         place = entry["location"].partition("#")[0]
-        page = site / place / "index.html"
-        if place not in pages and page.exists():
-            text = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
-            pages[place] = set(_words(text.get_text(" "))) | set(
-                _words(text.get_text())
-            )
-        said = re.sub(r"<[^>]*>", " ", f"{entry['title']} {entry['text']}")
-        words = _words(html.unescape(said))
+        text = re.sub(r"<[^>]*>", " ", f"{entry['title']} {entry['text']}")
+        words = _words(html.unescape(text))
         if new := [word for word in words if word not in pages.get(place, ())]:
             faults.append(f"search: {entry['location']} doesn't say {new[0]!r}")
     return faults

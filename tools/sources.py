@@ -1,4 +1,4 @@
-"""Which pages there are, and what stands at their head."""
+"""Which pages there are, what each is called, and what stands at its head."""
 
 from pathlib import Path
 
@@ -12,6 +12,25 @@ def pages(root: Path = ROOT) -> list[Path]:
     """Every page of the site: Markdown, and labs, which are notebooks in Python."""
     docs = root / "docs"
     return sorted([*docs.rglob("*.md"), *docs.glob("labs/*.py")])
+
+
+def name(page: Path) -> str:
+    """What a page is called everywhere: its path in docs/, without suffix."""
+    return page.relative_to(_docs(page)).with_suffix("").as_posix()
+
+
+def address(name: str) -> str:
+    """Where the site has a page: a folder."""
+    return name.removesuffix("index") if Path(name).name == "index" else f"{name}/"
+
+
+def notebook(page: Path) -> Path:
+    """Where the repository keeps the notebook of a page."""
+    return _docs(page).parent / "notebooks" / f"{name(page)}.ipynb"
+
+
+def _docs(page: Path) -> Path:
+    return next(folder for folder in page.parents if folder.name == "docs")
 
 
 def is_lab(page: Path | str) -> bool:

@@ -4,11 +4,9 @@ The page calls draw.js in the reader's browser; here the same file runs in Quick
 the figure that a reader without JavaScript sees.
 """
 
-import json
 import math
-from pathlib import Path
 
-DRAW = Path(__file__).resolve().parent.parent / "docs/assets/live/draw.js"
+from tools.javascript import javascript
 
 
 def heatmap(
@@ -98,16 +96,6 @@ def draw(view: dict, outputs: dict, words: dict) -> str:
         name: {"shape": shape, "data": outputs[name].double().flatten().tolist()}
         for name, shape in shapes.items()
     }
-    drawn = javascript("draw", view, tensors, words)
+    drawn = javascript("draw.js", "draw", view, tensors, words)
     reach = ' tabindex="0"' * (view["kind"] == "heatmap")  # it may be wide: keys scroll
     return f'<div class="view {view["kind"]}"{reach}>{drawn}</div>'
-
-
-def javascript(function: str, *arguments):
-    """What a function of draw.js returns."""
-    import quickjs
-
-    code, context = DRAW.read_text(encoding="utf-8"), quickjs.Context()
-    call = f"{function}({', '.join(map(json.dumps, arguments))})"
-    context.module(f"{code}\nglobalThis.found = JSON.stringify({call})")
-    return json.loads(context.get("found"))

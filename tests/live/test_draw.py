@@ -7,6 +7,7 @@ from playwright.sync_api import sync_playwright
 
 from tools import views
 from tools.controls import text
+from tools.javascript import LIVE
 
 from ..conftest import FLAGS
 
@@ -46,7 +47,7 @@ def test_a_browser_draws_what_is_stored(chromium):
                 const { draw } = await import(URL.createObjectURL(blob))
                 return views.map(view => draw(view, ...given))
             }""",
-            [views.DRAW.read_text("utf-8"), VIEWS, tensors, WORDS],
+            [(LIVE / "draw.js").read_text("utf-8"), VIEWS, tensors, WORDS],
         )
         browser.close()
     assert len(found) == len(VIEWS)

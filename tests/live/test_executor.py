@@ -18,6 +18,7 @@ from snippets.attention.multi_head import MultiHeadAttention
 from snippets.attention.positional_encoding import rotary
 from snippets.attention.transformer_block import TransformerBlock
 from tools import export
+from tools.javascript import LIVE
 
 from ..conftest import FLAGS
 
@@ -354,7 +355,7 @@ def operations():
 
 
 def test_every_operation_computes_what_torch_computes(operations, executor):
-    code = export.EXECUTOR.read_text(encoding="utf-8")
+    code = (LIVE / "executor.js").read_text(encoding="utf-8")
     results = executor([case[:2] for case in operations], code)
     for result, (*_, expected, about) in zip(results, operations, strict=True):
         agree(result, expected, about)
@@ -376,7 +377,7 @@ def test_no_operation_is_without_a_test(operations):
     ],
 )
 def test_an_error_of_a_thousandth_is_seen(operations, in_chromium, right, wrong):
-    code = export.EXECUTOR.read_text(encoding="utf-8")
+    code = (LIVE / "executor.js").read_text(encoding="utf-8")
     assert right in code
     results = in_chromium([case[:2] for case in operations], code.replace(right, wrong))
     with pytest.raises(AssertionError):
@@ -424,7 +425,7 @@ def test_whole_graphs_compute_what_torch_computes(executor):
             fresh = {name: torch.randn_like(x).abs() for name, x in inputs.items()}
             cases.append((graph, fresh))
             expected.append(wrapped(**fresh))
-    code = export.EXECUTOR.read_text(encoding="utf-8")
+    code = (LIVE / "executor.js").read_text(encoding="utf-8")
     for n, result in enumerate(executor(cases, code)):
         agree(result, expected[n], f"case {n}")
 
@@ -432,7 +433,7 @@ def test_whole_graphs_compute_what_torch_computes(executor):
 # --- the figures of the pages --------------------------------------------------------
 
 
-FIGURES = sorted((export.EXECUTOR.parents[1] / "figures").rglob("*.json"))
+FIGURES = sorted((LIVE.parent / "figures").rglob("*.json"))
 
 
 def at_random(element, controls) -> torch.Tensor:
@@ -470,7 +471,7 @@ def test_a_figure_computes_what_torch_computes(path, executor):
         cases.append((spec["graph"], {**moved, **state}))
         found = export.run(*cases[-1])
         expected.append({name: found[name] for name in spec["graph"]["outputs"]})
-    code = export.EXECUTOR.read_text(encoding="utf-8")
+    code = (LIVE / "executor.js").read_text(encoding="utf-8")
     for n, result in enumerate(executor(cases, code)):
         agree(result, expected[n], f"case {n}")
 

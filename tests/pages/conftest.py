@@ -45,7 +45,9 @@ class House:
         self.write("docs/page.md", text)
 
     def test(self, *options, what="docs"):
-        return self.pytester.runpytest_inprocess("-p", "tools.pages", what, *options)
+        return self.pytester.runpytest_inprocess(
+            "-p", "tools.plugin", "-p", "tools.recorder", what, *options
+        )
 
     def build(self) -> None:
         build(load_config(str(self.root / "mkdocs.yml"), strict=True))

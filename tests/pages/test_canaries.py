@@ -7,7 +7,7 @@ import pytest
 from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
 
-from tools import gate, ledger, takeaway
+from tools import gate, ledger, notebooks
 
 from .conftest import ROOT
 
@@ -525,7 +525,7 @@ def test_what_a_reader_takes_along_is_the_page(house, suffix):
     house.test("--write-outputs")
     house.build()
     config = load_config(str(house.root / "mkdocs.yml"))
-    made = takeaway.Takeaway(house.root / "docs/page.md", config)
+    made = notebooks.Cells(house.root / "docs/page.md", config)
     text = {".md": made.markdown(), ".ipynb": made.notebook(), ".py": made.script()}
     (house.site / f"page{suffix}").write_text(text[suffix])
     unseen = f"page{suffix}: not what it is made of"
@@ -580,6 +580,17 @@ def test_several_processes_keep_one_ledger(house):
     assert "docs/other.md: the block" in house.gate()
 
 
+def test_collecting_alone_leaves_ledger_and_page_as_they_are(house):
+    house.page("---\nrequires: []\n---\n# P\n\n```python\nprint(1)\n```\n")
+    house.test()
+    kept = house.root / ledger.FILE
+    before = kept.read_text(), (house.root / "docs/page.md").read_text()
+    house.write("snippets/new.py", "")  # another state, of which nothing is known
+    house.test("--collect-only", "--write-outputs")
+    assert (kept.read_text(), (house.root / "docs/page.md").read_text()) == before
+    assert not (house.root / "notebooks").exists()
+
+
 def test_outputs_are_not_rewritten_by_several_processes(house):
     house.page("```python\nprint(1)\n```\n")
     result = house.test("-n", "2", "--write-outputs")
@@ -608,9 +619,9 @@ def test_the_search_index_and_the_file_for_models_are_of_the_pages(house):
     index = house.site / "search/search_index.json"
     known = json.loads(index.read_text())
     pages = sorted((house.root / "docs").glob("*.md"))
-    texts = [takeaway.Takeaway(page, config).markdown() for page in pages]
+    texts = [notebooks.Cells(page, config).markdown() for page in pages]
     everything = house.site / "llms-full.txt"
-    everywhere = takeaway.SEPARATOR.join(texts)
+    everywhere = notebooks.SEPARATOR.join(texts)
 
     def faults(entry="P", text=everywhere) -> str:
         entries = [{**doc, "text": entry} for doc in known["docs"][-1:]]

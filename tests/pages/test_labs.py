@@ -11,7 +11,7 @@ from mkdocs.exceptions import Abort, PluginError
 from nbclient.exceptions import CellExecutionError
 
 from tools import gate, labs, ledger, sources
-from tools.takeaway import Takeaway
+from tools.notebooks import Cells
 
 from .conftest import PAGES, ROOT
 
@@ -188,7 +188,7 @@ def test_a_lab_imports_only_what_it_says_it_needs_and_runs_alone(page):
     """Running its notebook would take as long as the lab: names are checked instead."""
     needs = sources.head(ROOT / page)["needs"]
     cells = [c for c in labs.read(ROOT / page) if c.cell_type == "code"]
-    pasted = "\n".join(labs.alone(c.source) for c in cells)
+    pasted = "\n".join(labs.inlined(c.source) for c in cells)
     imported, defined = set(), {}
     for node in ast.walk(ast.parse(pasted)):
         if isinstance(node, ast.Import):
@@ -206,6 +206,6 @@ def test_a_lab_imports_only_what_it_says_it_needs_and_runs_alone(page):
 
 @every_lab
 def test_what_is_kept_of_a_lab_is_of_its_cells(page):
-    made = Takeaway(ROOT / page, load_config(str(ROOT / "mkdocs.yml")))
+    made = Cells(ROOT / page, load_config(str(ROOT / "mkdocs.yml")))
     stored = ROOT / f"notebooks/{made.name}.ipynb"
     assert stored.read_text(encoding="utf-8") == made.notebook(), "make outputs"

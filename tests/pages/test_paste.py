@@ -1,6 +1,6 @@
 """A page pasted block by block into an empty Python with torch gives what it shows.
 
-Its notebook has just these blocks as its cells (test_takeaway.py), so it runs as well.
+Its notebook has just these blocks as its cells (test_notebooks.py), so it runs as well.
 """
 
 import pytest

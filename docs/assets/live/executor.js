@@ -46,8 +46,10 @@ function spread(x, shape) {
 // An op on each element; `over` says which arguments take part.
 const each = (fn, over = fn.length) => (node, ...args) => {
   const [a, b, c] = args.slice(0, over).map((x) => spread(x, node.shape));
-  const out = empty(node);
-  for (let i = 0; i < out.length; i++) out[i] = fn(a[i], b?.[i], c?.[i]);
+  const out = empty(node), size = out.length;
+  if (c) for (let i = 0; i < size; i++) out[i] = fn(a[i], b[i], c[i]);
+  else if (b) for (let i = 0; i < size; i++) out[i] = fn(a[i], b[i]);
+  else for (let i = 0; i < size; i++) out[i] = fn(a[i]);
   return made(node, out);
 };
 

@@ -8,7 +8,7 @@ import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
-from tools import takeaway
+from tools import notebooks, sources
 from tools.blocks import Scanner, is_python
 
 from .conftest import CONCEPTS, ROOT, SHORT
@@ -25,14 +25,14 @@ def name_of(page: str) -> str:
 
 @every_concept
 def test_the_stored_notebook_is_the_page(page):
-    made = takeaway.Takeaway(ROOT / page, CONFIG)
-    stored = ROOT / takeaway.FOLDER / f"{made.name}.ipynb"
+    made = notebooks.Cells(ROOT / page, CONFIG)
+    stored = sources.notebook(ROOT / page)
     assert stored.read_text(encoding="utf-8") == made.notebook(), "make outputs"
 
 
 @every_page
 def test_the_script_is_python_with_the_text_as_comments(page):
-    script = takeaway.Takeaway(ROOT / page, CONFIG).script()
+    script = notebooks.Cells(ROOT / page, CONFIG).script()
     blocks = Scanner.of(ROOT / "mkdocs.yml").blocks(ROOT / page)
     code = [b.code.rstrip("\n") for b in blocks if is_python(b.fence.language)]
     assert script.count("\n# %%\n") == len(code)
@@ -41,15 +41,15 @@ def test_the_script_is_python_with_the_text_as_comments(page):
 
 
 def test_no_notebook_is_left_of_a_page_that_is_gone():
-    stored = sorted((ROOT / takeaway.FOLDER).rglob("*.ipynb"))
-    names = [path.relative_to(ROOT / takeaway.FOLDER).as_posix() for path in stored]
+    stored = sorted((ROOT / "notebooks").rglob("*.ipynb"))
+    names = [path.relative_to(ROOT / "notebooks").as_posix() for path in stored]
     pages = [f"{name_of(page)}.ipynb" for page in CONCEPTS]
     assert names == pages
 
 
 @every_page
 def test_a_notebook_is_valid_and_has_every_block_and_output(page):
-    made = takeaway.Takeaway(ROOT / page, CONFIG)
+    made = notebooks.Cells(ROOT / page, CONFIG)
     notebook = nbformat.reads(made.notebook(), as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -63,7 +63,7 @@ def test_a_notebook_is_valid_and_has_every_block_and_output(page):
 
 @every_page
 def test_the_text_is_plain_markdown_and_complete(page):
-    text = takeaway.Takeaway(ROOT / page, CONFIG).markdown()
+    text = notebooks.Cells(ROOT / page, CONFIG).markdown()
     for leftover in ("--8<--", "///", "???", "pytest-codeblocks", ".md)", "[NOTES]"):
         assert leftover not in text
     source = (ROOT / page).read_text(encoding="utf-8")
@@ -88,7 +88,7 @@ def page_with(house, text):
     page = house / "docs/page.md"
     page.write_text(text, encoding="utf-8")
     config = load_config(str(house / "mkdocs.yml"))
-    return takeaway.Takeaway(page, config)
+    return notebooks.Cells(page, config)
 
 
 @pytest.mark.parametrize("line", ["!pip install x", "%cd /", "%%bash"])
@@ -114,7 +114,7 @@ def test_links_lead_to_the_site_and_figures_are_told(house):
 
 
 def test_colab_opens_the_repositorys_own_file():
-    assert takeaway.colab(CONFIG, "attention/dot-product") == (
+    assert notebooks.colab(CONFIG, "attention/dot-product") == (
         "https://colab.research.google.com/github/"
         "notes-that-run/notes-that-run/blob/main/notebooks/attention/dot-product.ipynb"
     )

@@ -1,6 +1,6 @@
-"""What a reader takes along: each page as a notebook and as plain Markdown.
+"""Each page as a notebook, a script and plain Markdown, for a reader to take along.
 
-Both are made from the page's expanded text, so that includes are resolved and what
+All are made from the page's expanded text, so that includes are resolved and what
 belongs to this site (claims, figures, folded solutions) becomes ordinary Markdown. The
 notebooks are stored in notebooks/, so that they can be opened from the repository;
 the tests compare them with their pages and run them. `make outputs` stores them.
@@ -18,7 +18,6 @@ import nbformat
 from tools import claims, labs, sources
 from tools.blocks import FIGURES, Scanner, is_python
 
-FOLDER = Path("notebooks")
 SEPARATOR = "\n---\n\n"
 _CLAIM = re.compile(r"/// claim \| (C\d+)\n((?: {4}[^\n]*\n)*)\n?(.*?)\n///", re.S)
 _FOLD = re.compile(r'^[?!]{3}\+? \w+ "(.*)"$', re.M)
@@ -26,22 +25,20 @@ _COMMENT = re.compile(r"^\s*<!--[-\s]*pytest.*-->\s*$\n?", re.M)
 _LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)\.(?:md|py)(#[^)\s]*)?\)")
 
 
-class Takeaway:
-    """One page, cut into text, code and outputs."""
+class Cells:
+    """A page as cells: text, code and outputs."""
 
     def __init__(self, page: Path, config, cells: list | None = None):
         self.page, self.config = page, config
-        root = Path(config.config_file_path).parent
-        self.name = page.relative_to(root / "docs").with_suffix("").as_posix()
+        self.name = sources.name(page)
         self.meta = sources.head(page)
-        folder = "" if self.name == "index" else f"{self.name}/"
-        self.url = urljoin(config.site_url, folder)
+        self.url = urljoin(config.site_url, sources.address(self.name))
         self.pieces: list[tuple[str, str]] = []
         if sources.is_lab(page):
             for cell in cells or labs.kept(page):
                 self.cell(cell)
             return
-        lines, fences = Scanner.of(root / "mkdocs.yml").fences(page)
+        lines, fences = Scanner.of(Path(config.config_file_path)).fences(page)
         position = 0
         for fence in fences:
             self.text("\n".join(lines[position : fence.start]))
@@ -53,7 +50,7 @@ class Takeaway:
         """A cell of a lab: its snippets' text instead of their imports."""
         if cell.cell_type != "code":
             return self.text(cell.source)
-        self.pieces.append(("code", labs.alone(cell.source)))
+        self.pieces.append(("code", labs.inlined(cell.source)))
         if printed := labs.printed(cell):
             self.pieces.append(("output", printed.rstrip("\n")))
         if alt := cell.metadata.get("alt"):
@@ -98,8 +95,7 @@ class Takeaway:
 
     def link(self, match: re.Match) -> str:
         here = posixpath.join(posixpath.dirname(self.name), match[1])
-        target = posixpath.normpath(here)
-        folder = "" if target == "index" else f"{target}/"
+        folder = sources.address(posixpath.normpath(here))
         return f"]({urljoin(self.config.site_url, folder)}{match[2] or ''})"
 
     def markdown(self) -> str:
@@ -165,14 +161,13 @@ def colab(config, name: str) -> str:
     repository = config.repo_url.removeprefix("https://github.com/").rstrip("/")
     return (
         f"https://colab.research.google.com/github/{repository}"
-        f"/blob/main/{FOLDER}/{name}.ipynb"
+        f"/blob/main/notebooks/{name}.ipynb"
     )
 
 
-def store(page: Path, config) -> None:
+def store(made: Cells) -> None:
     """Write a page's notebook where the repository keeps it."""
-    made = Takeaway(page, config)
-    path = Path(config.config_file_path).parent / FOLDER / f"{made.name}.ipynb"
+    path = sources.notebook(made.page)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(made.notebook(), encoding="utf-8")
 
@@ -183,11 +178,11 @@ def publish(pages: list, config) -> None:
     sections: dict[str, list[str]] = {}
     everything = []
     for page in pages:
-        made = Takeaway(Path(page.file.abs_src_path), config)
+        made = Cells(Path(page.file.abs_src_path), config)
         target = site / f"{made.name}.md"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(made.markdown(), encoding="utf-8")
-        stored = FOLDER / f"{made.name}.ipynb"  # the tests hold it against the page
+        stored = sources.notebook(made.page)  # the tests hold it against the page
         if stored.exists():
             shutil.copy(stored, target.with_suffix(".ipynb"))
             target.with_suffix(".py").write_text(made.script(), encoding="utf-8")
