@@ -79,7 +79,7 @@ def draw(program, block) -> dict[str, str]:
 
 
 def _train(function, inputs, state, steps) -> dict:
-    """The curves of a training run at the default inputs."""
+    """What a training run at the default inputs ends with, and its curves."""
     import torch
 
     curves: dict[str, list[float]] = {}
@@ -89,7 +89,7 @@ def _train(function, inputs, state, steps) -> dict:
         for name, value in outputs.items():
             if value.dim() == 0:
                 curves.setdefault(name, []).append(value.item())
-    return {name: torch.tensor(values) for name, values in curves.items()}
+    return outputs | {name: torch.tensor(values) for name, values in curves.items()}
 
 
 def _figure(name: str, moved, train: int | None, drawn: str) -> str:

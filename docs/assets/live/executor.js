@@ -2,7 +2,7 @@
 // the graph is exported, so each op is told what it returns and only has to fill it.
 // A tensor is {shape, dtype, data}: contiguous, integers as doubles, bool as 0 and 1.
 
-const ARRAYS = { float32: Float32Array, float64: Float64Array, int64: Float64Array, bool: Uint8Array };
+const ARRAYS = { float32: Float32Array, float64: Float64Array, int64: Float64Array, int32: Int32Array, int8: Int8Array, uint8: Uint8Array, bool: Uint8Array };
 
 const count = (shape) => shape.reduce((a, b) => a * b, 1);
 const wrap = (dim, rank) => (dim < 0 ? dim + rank : dim);
@@ -258,6 +258,7 @@ export const OPS = {
   cumsum: along((v) => { let s = 0; return v.map((x) => (s += x)); }),
   topk: (node, x, k, dim = -1, largest = true) => select(node, x, dim, k, largest),
   sort: (node, x, dim = -1, descending = false) => select(node, x, dim, Infinity, descending),
+  "sort.stable": (node, x) => OPS.sort(node, x, node.kwargs.dim, node.kwargs.descending),
   native_layer_norm: (node, x, sizes, weight, bias, eps) => {
     const [out, means, rstds] = node.outputs.map(empty), width = count(sizes);
     for (let i = 0; i < means.length; i++) {
