@@ -502,6 +502,15 @@ def test_a_file_that_is_no_page_is_not_published_unseen(house, name):
     assert f"{name}: nobody has looked at it" in house.gate()
 
 
+def test_published_weights_have_the_digest_that_they_are_named_after(house):
+    named = house.root / "docs/assets/a-ba7816bf.pt"  # of "abc"
+    named.parent.mkdir(exist_ok=True)
+    named.write_bytes(b"abc")
+    assert "a-ba7816bf.pt" not in house.gate()
+    named.write_bytes(b"abd")
+    assert "assets/a-ba7816bf.pt: not what it is named after" in house.gate()
+
+
 PUBLISHED = """---
 requires: []
 ---
