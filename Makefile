@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help serve test site outputs mutants bench reference checkers lock clean
+.PHONY: help serve test site outputs mutants decoder bench reference checkers lock clean
 
 TORCH ?= torch==2.13.0
 # The first that runs, is new enough and can make an environment.
@@ -38,6 +38,9 @@ outputs: .venv/installed ## rewrite the outputs and figures that the pages show 
 
 mutants: .venv/installed ## break every snippet, see the tests turn red (PAGE=attention for one chapter)
 	$(python) -m tools.mutants $(PAGE)
+
+decoder: .venv/installed ## train the pages' small language model anew (half a minute)
+	$(python) -m decoder.train
 
 bench: .venv/installed ## time the build, weigh the pages
 	$(python) -m tools.bench

@@ -4,6 +4,9 @@ from collections import Counter
 
 import pytest
 
+from tools import weights
+
+weights.from_this_tree()  # for pages, and for the interpreters that tests start
 # Every block of every page is a test.
 pytest_plugins = ["tools.plugin", "tools.recorder", "pytester"]
 

@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tools.javascript import javascript
 
-DTYPES = ("float32", "float64", "int64", "bool")
+DTYPES = ("float32", "float64", "int64", "int32", "int8", "uint8", "bool")
 # They return their input: a value that never changes needs no copy.
 _NOTHING = {"detach", "alias", "clone", "lift_fresh_copy", "lift_fresh"}
 # They take a shape from their input, and no value.

@@ -20,7 +20,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.pages import Page
 from mkdocs_jupyter.config import settings  # undocumented: where templates are
 
-from tools import figures, ledger, sources
+from tools import figures, ledger, sources, weights
 from tools.blocks import digest
 
 KERNEL = """
@@ -43,6 +43,7 @@ def on_config(config):
     profile.mkdir(parents=True, exist_ok=True)
     (profile / "ipython_kernel_config.py").write_text(KERNEL)
     os.environ["IPYTHONDIR"] = str(profile.parent.resolve())
+    weights.from_this_tree()
     return config
 
 

@@ -4,6 +4,7 @@ What a reader takes along, the graphs of live figures, the search index and the 
 for language models are held against what they are made of.
 """
 
+import hashlib
 import html
 import json
 import re
@@ -39,6 +40,11 @@ def check(site: Path, root: Path, said: dict[str, str]) -> list[str]:
         if name.startswith(("assets/figures/", "snippets/")):
             source = root / ("docs" if name.startswith("assets") else "") / name
             known[name] = source.read_text(encoding="utf-8")
+        elif path.suffix == ".pt":  # weights are named after their digest
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            if not name.endswith(f"-{digest[:8]}.pt"):
+                faults.append(f"{name}: not what it is named after")
+            continue
         elif name.startswith(FRAME):
             continue
         if name not in known:

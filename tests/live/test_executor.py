@@ -312,6 +312,10 @@ def movements():
     yield (lambda x: x.bool()), integers(3, 4)
     yield (lambda x: x.float() / 2), integers(3, 4)
     yield (lambda x: x.double() * 2), floats(3)
+    for dtype in (torch.int8, torch.uint8, torch.int32):
+        yield (lambda x, d=dtype: x.to(d).float() / 2), 3 * positive(3, 4)
+        yield (lambda x, d=dtype: x.to(d) * 100), integers(3, 4)  # they wrap around
+    yield (lambda x: x.to(torch.int8) - 3), 3 * floats(3, 4)
 
 
 def named(function, values):

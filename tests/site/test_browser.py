@@ -98,6 +98,7 @@ SOUGHT = {
     "rope": "attention/positional-encoding/",
     "receptive field": "convolution/feature-hierarchy/",
     "patience": "regularization/early-stopping/",
+    "KV cache memory": "kv-cache/cache/",
 }
 
 

@@ -2,7 +2,7 @@
 // the graph is exported, so each op is told what it returns and only has to fill it.
 // A tensor is {shape, dtype, data}: contiguous, integers as doubles, bool as 0 and 1.
 
-const ARRAYS = { float32: Float32Array, float64: Float64Array, int64: Float64Array, bool: Uint8Array };
+const ARRAYS = { float32: Float32Array, float64: Float64Array, int64: Float64Array, int32: Int32Array, int8: Int8Array, uint8: Uint8Array, bool: Uint8Array };
 
 const count = (shape) => shape.reduce((a, b) => a * b, 1);
 const wrap = (dim, rank) => (dim < 0 ? dim + rank : dim);
