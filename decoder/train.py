@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snippets.kv_cache.decoder import DecoderLM
+from snippets.kv_cache.cache import DecoderLM
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "docs/assets"

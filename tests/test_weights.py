@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from decoder import train
-from snippets.kv_cache.decoder import DecoderLM
+from snippets.kv_cache.cache import DecoderLM
 
 FILES = list(train.ASSETS.glob("decoder-*.pt"))
 LOSS = 0.167  # nats a character, on windows of 256

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
 
-from tools import claims
+from tools import claims, sources
 from tools.blocks import digest
 from tools.program import asserts
 from tools.sources import is_lab
@@ -34,7 +34,8 @@ def check(html: BeautifulSoup, page: str, concept: bool, root: Path) -> list[str
         faults += _judgements(html, page)
     if concept and not is_lab(page):
         faults += _anatomy(html)
-        faults += _core(html, root / f"snippets/{page}.py".replace("-", "_"))
+        head = sources.head(root / f"docs/{page}.md")
+        faults += _core(html, root / sources.snippet(page, head))
     return faults
 
 
@@ -122,8 +123,8 @@ def words(text: Tag) -> int:
         element.decompose()
     for fold in text.select("details > *:not(summary)"):
         fold.decompose()
-    for sources in text.select("h2#sources, h2#sources ~ *"):
-        sources.decompose()
+    for element in text.select("h2#sources, h2#sources ~ *"):
+        element.decompose()
     return len(text.get_text(" ").split())
 
 

@@ -58,7 +58,8 @@ def check(site: Path, root: Path = sources.ROOT) -> list[str]:
         if run["source"] != ledger.source_digest(source):
             found.append("edited after its blocks ran: make test")
         if concept:
-            found += _frame(html, page, root)
+            file = sources.snippet(page, sources.head(source))
+            found += _frame(html, file, root)
         found += anatomy.check(html, page, concept, root)
         found += _leftovers(html)  # it takes the page apart
         faults += [f"{name}: {fault}" for fault in found]
@@ -166,7 +167,7 @@ def _leftovers(html: BeautifulSoup) -> list[str]:
     return faults + [why for mark, why in LEFTOVERS.items() if mark in text]
 
 
-def _frame(html: BeautifulSoup, page: str, root: Path) -> list[str]:
+def _frame(html: BeautifulSoup, snippet: str, root: Path) -> list[str]:
     """What the theme adds to a concept, so that losing a hook can't go unseen."""
     faults = []
     stamp = html.select_one("aside.stamp")
@@ -174,7 +175,6 @@ def _frame(html: BeautifulSoup, page: str, root: Path) -> list[str]:
         faults.append("no stamp of a run")
     if not html.select_one("ul.concept"):
         faults.append("its place among the concepts is missing")
-    snippet = f"snippets/{page.replace('-', '_')}.py"
     links = [link["href"] for link in html.select("a[download]")]
     if (root / snippet).exists() and not any(link.endswith(snippet) for link in links):
         faults.append(f"{snippet} can't be downloaded")

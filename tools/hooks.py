@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mkdocs.structure.files import File
 
-from tools import claims, ledger, notebooks
+from tools import claims, ledger, notebooks, sources
 
 
 def on_files(files, config):
@@ -23,7 +23,7 @@ def on_page_content(html, page, config, files):
 def on_page_context(context, page, config, nav):
     """What the template can't know: the page's snippet, and its last run."""
     source, name = f"docs/{page.file.src_uri}", page.file.src_uri.rpartition(".")[0]
-    snippet = f"snippets/{name}.py".replace("-", "_")
+    snippet = sources.snippet(name, page.meta)
     context["snippet"] = snippet if Path(snippet).exists() else None
     context["stamp"] = ledger.stamp(source, _ledger)
     context["verdicts"] = _verdicts

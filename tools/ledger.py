@@ -12,7 +12,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from tools.sources import ROOT, is_lab
+from tools.sources import ROOT, head, is_lab, snippet
 
 FILE = Path(".cache/ledger.json")
 _STATE = [
@@ -93,8 +93,9 @@ def stamp(page: str, ledger: dict) -> dict | None:
     run = ledger["pages"].get(page)
     if not run or run["source"] != source_digest(ROOT / page):
         return None
-    chapter, _, name = page.removeprefix("docs/").rpartition(".")[0].rpartition("/")
-    tests = f"tests/{chapter}/test_{name}.py".replace("-", "_")
+    name = page.removeprefix("docs/").rpartition(".")[0]
+    file = Path(snippet(name, head(ROOT / page)))
+    tests = f"tests/{file.parent.name}/test_{file.name}"
     return {
         "blocks": len(run["blocks"]),
         "passed": sum(block["outcome"] == "passed" for block in run["blocks"]),

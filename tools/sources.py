@@ -46,6 +46,11 @@ def head(page: Path) -> dict:
     return yaml.safe_load("\n".join(line[2:] for line in lines.split("\n")))
 
 
+def snippet(name: str, head: dict) -> str:
+    """The file that a page explains: of the page's name, or the one its head names."""
+    return f"snippets/{head.get('snippet', name)}.py".replace("-", "_")
+
+
 def has_notebook(page: Path) -> bool:
     """Concepts and labs have one; they say what they require."""
     return "requires" in head(page)

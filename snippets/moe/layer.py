@@ -60,9 +60,9 @@ class TopKRouter(nn.Module):
                 size = F.softplus(F.linear(x, self.noise.weight.to(x.dtype)))
                 logits = logits + size * torch.randn_like(logits)
             # A stable sort, because torch.topk may take any of several equal logits.
-            ranked, order = logits.sort(dim=-1, descending=True, stable=True)
+            ranked, order = logits.sort(descending=True, stable=True)  # (N, E)
             pool = ranked[:, : self.top_k] if self.renormalize else ranked
-            weights = pool.softmax(dim=-1)[:, : self.top_k]  # (N, k)
+            weights = pool.softmax(dim=1)[:, : self.top_k]  # (N, k)
         return logits, weights.contiguous(), order[:, : self.top_k].contiguous()
 
 
@@ -82,7 +82,7 @@ class MoELayer(nn.Module):
         renormalize: bool = True,
     ) -> None:
         super().__init__()
-        _check(num_experts, top_k, d_model=d_model, d_hidden=d_hidden)
+        _check(num_experts, top_k, d_hidden=d_hidden)
         self.router = TopKRouter(d_model, num_experts, top_k, noisy, renormalize)
         d, h = d_model, d_hidden
         self.experts = nn.ModuleList(
@@ -103,10 +103,10 @@ class MoELayer(nn.Module):
         tokens = x.reshape(-1, d_model)  # (N, d_model)
         logits, weights, indices = self.router(tokens)
         # Sorted by expert, the N * k visits are one piece for each of them.
-        visits = indices.flatten().argsort(stable=True)  # (N * k,)
+        visits = indices.flatten().argsort()  # (N * k,)
         counts = F.one_hot(indices, len(self.experts)).sum(dim=(0, 1)).tolist()
-        rows = tokens[visits // self.router.top_k].split(counts)
-        found = torch.cat([f(x) for f, x in zip(self.experts, rows, strict=True)])
+        parts = tokens[visits // self.router.top_k].split(counts)
+        found = torch.cat([self.experts[i](part) for i, part in enumerate(parts)])
         found = found[visits.argsort()].unflatten(0, indices.shape)  # (N, k, d_model)
         output = (weights[..., None] * found).sum(dim=1).to(found.dtype)
         return output.reshape(x.shape), logits

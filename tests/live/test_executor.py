@@ -237,6 +237,13 @@ def reductions():
         yield (lambda x, d=dim: x.topk(2, d)), floats(3, 4)
         yield (lambda x, d=dim: x.sort(d)), floats(3, 4)
         yield (lambda x, d=dim: x.sort(d, descending=True)), floats(3, 4)
+        for down in (False, True):
+            ties = AT([[1.0, 2.0, 1.0, 2.0], [0.0, 0.0, 0.0, -1.0]])
+            yield (
+                (lambda x, d=dim, o=down: x.sort(dim=d, descending=o, stable=True)),
+                ties,
+            )
+    yield (lambda x: x.sort(stable=True)), floats(3, 4)
     yield (lambda x: x.topk(2, largest=False)), floats(3, 4)
     yield (lambda x: torch.softmax(x, -1)), AT([[0.0, -torch.inf], [1.0, 2.0]])
 

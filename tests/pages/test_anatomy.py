@@ -146,6 +146,13 @@ def test_a_fault_is_red(home, old, new, fault):
         assert fault in faults(home, edited)
 
 
+def test_a_page_may_name_the_file_that_it_shares_with_another(home):
+    home.write("snippets/chapter/shared.py", f"# Shared.\n{SNIPPET}")
+    page = PAGE.replace("requires: []", "requires: []\nsnippet: chapter/shared")
+    assert "shared.py does not stand in a fold" in faults(home, page)
+    assert faults(home, page.replace("chapter/page.py", "chapter/shared.py")) == ""
+
+
 def test_an_edited_copy_of_the_snippet_is_not_the_file(home):
     copy = SNIPPET.replace("2 * x", "x * 2").replace("\n", "\n    ").rstrip()
     page = PAGE.replace('--8<-- "snippets/chapter/page.py"', copy)

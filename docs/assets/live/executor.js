@@ -258,6 +258,7 @@ export const OPS = {
   cumsum: along((v) => { let s = 0; return v.map((x) => (s += x)); }),
   topk: (node, x, k, dim = -1, largest = true) => select(node, x, dim, k, largest),
   sort: (node, x, dim = -1, descending = false) => select(node, x, dim, Infinity, descending),
+  "sort.stable": (node, x) => OPS.sort(node, x, node.kwargs.dim, node.kwargs.descending),
   native_layer_norm: (node, x, sizes, weight, bias, eps) => {
     const [out, means, rstds] = node.outputs.map(empty), width = count(sizes);
     for (let i = 0; i < means.length; i++) {
