@@ -99,6 +99,8 @@ SOUGHT = {
     "receptive field": "convolution/feature-hierarchy/",
     "patience": "regularization/early-stopping/",
     "KV cache memory": "kv-cache/cache/",
+    "softmax temperature": "test-time/temperature/",
+    "top p": "test-time/temperature/",
 }
 
 
