@@ -42,8 +42,9 @@ mutants: .venv/installed ## break every snippet, see the tests turn red (PAGE=at
 decoder: .venv/installed ## train the pages' small language model anew (half a minute)
 	$(python) -m decoder.train
 
-bench: .venv/installed ## time the build, weigh the pages
+bench: reference ## time the build and the snippets, weigh the pages
 	$(python) -m tools.bench
+	$(python) -m bench.speed
 
 reference: .venv/installed ## install the heavy reference libraries that the tests compare with
 	.venv/bin/pip install --quiet --no-deps --require-hashes -r requirements-reference.txt
