@@ -279,6 +279,8 @@ def test_a_figure_comes_alive_after_instant_navigation(visit):
     page = opened.page
     page.locator("article a[href*='dot-product']").first.click()
     page.wait_for_url(f"**/{WEIGHTS}**")
+    # The page that is left has a figure, too.
+    page.locator("live-figure[data-name='dot-product/weights']").wait_for()
     ready(opened)
     page.get_by_label("causal mask").uncheck()
     assert not any("·" in row for row in cells(page))
