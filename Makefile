@@ -16,7 +16,8 @@ python := .venv/bin/python
 # The blocks of a page run in order, so that a file stays with one process.
 parallel := -n auto --maxprocesses 4 --dist loadfile
 # PAGE=attention/multi-head: this page and the tests of its snippet.
-pages = $(if $(PAGE),docs/$(PAGE).md $(wildcard tests/$(subst -,_,$(dir $(PAGE)))test_$(subst -,_,$(notdir $(PAGE))).py))
+snippet = $(subst -,_,$(or $(shell sed -n 's/^snippet: //p' docs/$(PAGE).md),$(PAGE)))
+pages = $(if $(PAGE),docs/$(PAGE).md $(wildcard tests/$(dir $(snippet))test_$(notdir $(snippet)).py))
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'

@@ -1,6 +1,7 @@
 """What the tests share: a fixed seed, comparisons, what may be missing."""
 
 import contextlib
+import functools
 import importlib
 import os
 import re
@@ -188,3 +189,13 @@ def chromium() -> str:
     if not found or not Path(found).exists():
         leave_out("no Chromium for the browser tests: apt-get install chromium")
     return found
+
+
+@pytest.fixture(scope="session")
+def launch(chromium):
+    """launch(*flags) starts a browser; a process can have one Playwright, this one."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        start = functools.partial(playwright.chromium.launch, executable_path=chromium)
+        yield lambda *flags: start(args=[*FLAGS, *flags])

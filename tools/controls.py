@@ -49,7 +49,7 @@ def slider(low, high, value, step=None, label=""):
 def choice(labels, value=0, label=""):
     """One of several; the 0-d int64 tensor of its position."""
     options = "".join(
-        f"<option{' selected' * (n == value)}>{html.escape(option)}</option>"
+        f"<option{' selected' * (n == value)}>{html.escape(str(option))}</option>"
         for n, option in enumerate(labels)
     )
     return Control(value, "int64", label, lambda data, label:

@@ -1,17 +1,12 @@
 """The drawing of a figure: the same in the page and in the stored figure."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from bs4 import BeautifulSoup
-from playwright.sync_api import sync_playwright
 
 from tools import views
 from tools.controls import text
 from tools.javascript import LIVE
-
-from ..conftest import FLAGS
 
 OUTPUTS = {
     "matrix": torch.tensor([[0.125, -0.375, 2.5], [-0.001, 1e-9, -1e-9]]),
@@ -36,29 +31,21 @@ def drawn(view):
     return BeautifulSoup(views.draw(view, OUTPUTS, WORDS), "html.parser")
 
 
-def in_browser(chromium, *given):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        found = browser.new_page().evaluate(
-            """async ([code, views, ...given]) => {
-                const blob = new Blob([code], { type: "text/javascript" })
-                const { draw } = await import(URL.createObjectURL(blob))
-                return views.map(view => draw(view, ...given))
-            }""",
-            [(LIVE / "draw.js").read_text("utf-8"), *given],
-        )
-        browser.close()
-    return found
-
-
-def test_a_browser_draws_what_is_stored(chromium):
+def test_a_browser_draws_what_is_stored(launch):
     tensors = {
         name: {"shape": list(x.shape), "data": x.double().flatten().tolist()}
         for name, x in OUTPUTS.items()
     }
-    # In a thread of its own: the browser of other tests may hold this one's event loop.
-    with ThreadPoolExecutor() as pool:
-        found = pool.submit(in_browser, chromium, VIEWS, tensors, WORDS).result()
+    browser = launch()
+    found = browser.new_page().evaluate(
+        """async ([code, views, ...given]) => {
+            const blob = new Blob([code], { type: "text/javascript" })
+            const { draw } = await import(URL.createObjectURL(blob))
+            return views.map(view => draw(view, ...given))
+        }""",
+        [(LIVE / "draw.js").read_text("utf-8"), VIEWS, tensors, WORDS],
+    )
+    browser.close()
     assert len(found) == len(VIEWS)
     for view, html in zip(VIEWS, found, strict=True):
         assert f">{html}</div>" in views.draw(view, OUTPUTS, WORDS), view["kind"]

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bs4 import BeautifulSoup
-from playwright.sync_api import sync_playwright
 from torch import nn
 
 from snippets.attention.dot_product import scaled_dot_product_attention
@@ -19,8 +18,6 @@ from snippets.attention.positional_encoding import rotary
 from snippets.attention.transformer_block import TransformerBlock
 from tools import export
 from tools.javascript import LIVE
-
-from ..conftest import FLAGS
 
 HARNESS = """
 const run = (module, cases) => cases.map(({ graph, inputs }) => {
@@ -52,25 +49,24 @@ def tensors(results) -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def in_chromium(chromium):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page()
+def in_chromium(launch):
+    browser = launch()
+    page = browser.new_page()
 
-        def run(cases, code):
-            return tensors(
-                page.evaluate(
-                    f"""async ([code, cases]) => {{
-                        {HARNESS}
-                        const blob = new Blob([code], {{ type: "text/javascript" }});
-                        return run(await import(URL.createObjectURL(blob)), cases);
-                    }}""",
-                    [code, cases_as_json(cases)],
-                )
+    def run(cases, code):
+        return tensors(
+            page.evaluate(
+                f"""async ([code, cases]) => {{
+                    {HARNESS}
+                    const blob = new Blob([code], {{ type: "text/javascript" }});
+                    return run(await import(URL.createObjectURL(blob)), cases);
+                }}""",
+                [code, cases_as_json(cases)],
             )
+        )
 
-        yield run
-        browser.close()
+    yield run
+    browser.close()
 
 
 @pytest.fixture(scope="module")

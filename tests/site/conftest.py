@@ -18,9 +18,6 @@ from urllib.parse import urlsplit
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from mkdocs.config import load_config
-from playwright.sync_api import sync_playwright
-
-from ..conftest import FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ["", "attention/dot-product/"]
@@ -126,16 +123,13 @@ def port(site, base_path):
 
 
 @pytest.fixture(scope="session")
-def browser(chromium, port):
+def browser(launch, port):
     # Port 80, or Material's previews don't recognize the sitemap's addresses. No name
     # but localhost resolves: nothing can leave this machine.
     rules = f"MAP localhost:80 127.0.0.1:{port}, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium, args=[*FLAGS, f"--host-resolver-rules={rules}"]
-        )
-        yield browser
-        browser.close()
+    browser = launch(f"--host-resolver-rules={rules}")
+    yield browser
+    browser.close()
 
 
 @pytest.fixture(scope="session")
