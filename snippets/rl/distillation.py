@@ -17,15 +17,15 @@ def distillation_loss(
     temperature: float = 2.0,
     alpha: float = 0.5,
 ) -> Tensor:
-    """alpha T² KL(teacher ‖ student) at temperature T + (1 - alpha) cross-entropy.
+    """alpha τ² KL(teacher ‖ student) at temperature τ + (1 - alpha) cross-entropy.
 
     Args:
         student_logits: (..., V), a row for each example or token.
         teacher_logits: the same shape; they get no gradient.
         labels: (...), int64, the right classes, for the cross-entropy (at temperature
             1). A row of -100, such as padding, counts for neither term.
-        temperature: T, of both softmaxes in the KL. Its gradient shrinks by 1 / T²,
-            and the factor T² takes that out again.
+        temperature: τ, of both softmaxes in the KL. Its gradient shrinks by 1 / τ²,
+            and the factor τ² takes that out again.
         alpha: the weight of the teacher, from 0 to 1; at 1 no labels are needed.
 
     Returns:
@@ -51,7 +51,7 @@ def distillation_loss(
     if labels is None:
         if alpha < 1:
             raise ValueError(f"labels must be given when alpha is {alpha}, got None")
-        counts = torch.ones(shape[:-1], dtype=torch.bool, device=student_logits.device)
+        counts = torch.ones_like(student_logits[..., 0], dtype=torch.bool)  # (...)
     else:
         if labels.dtype != torch.int64:
             raise TypeError(f"labels must be int64, got {labels.dtype}")

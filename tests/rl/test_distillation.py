@@ -230,9 +230,12 @@ def test_where_no_row_counts_the_loss_is_zero_with_a_gradient_of_zeros(shape, al
 def test_with_one_class_there_is_nothing_to_learn():
     student, teacher, labels = batch((3, 1))
     student.requires_grad_()
-    loss = distillation_loss(student, teacher, labels)
-    assert loss.item() == 0
-    assert (torch.autograd.grad(loss, student)[0] == 0).all()
+    for loss in (
+        distillation_loss(student, teacher, labels),
+        distillation_loss(student, teacher, alpha=1),
+    ):
+        assert loss.item() == 0
+        assert (torch.autograd.grad(loss, student)[0] == 0).all()
 
 
 def test_classes_that_the_teacher_rules_out_ask_for_nothing_of_their_own():
