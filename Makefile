@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help serve test site outputs mutants decoder bench reference checkers lock clean
+.PHONY: help new serve test site outputs mutants decoder bench reference checkers lock clean
 
 TORCH ?= torch==2.13.0
 # The first that runs, is new enough and can make an environment.
@@ -21,6 +21,9 @@ pages = $(if $(PAGE),docs/$(PAGE).md $(wildcard tests/$(dir $(snippet))test_$(no
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+new: .venv/installed ## begin a concept: page, snippet and test (PAGE=chapter/name)
+	$(python) -m tools.new $(PAGE)
 
 serve: .venv/installed ## serve the site on localhost, reloading on every change
 	$(python) -m mkdocs serve --livereload

@@ -1,4 +1,4 @@
-"""A Python-Markdown extension: `[NOTES]` becomes the notes, whole, each phrase judged.
+"""The notes, whole, each phrase judged.
 
 The text is notes.md as it was written, line by line. A judged phrase is a link to the
 place on a page that judges and proves it, with the verdict in sign and word behind it.
@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 
 from markdown.extensions.toc import slugify
-from markdown.preprocessors import Preprocessor
 
 from tools import figures
 from tools.blocks import digest
@@ -25,15 +24,6 @@ from tools.claims import (
     quotation,
     tally,
 )
-from tools.extension import extension
-
-
-class Annotated(Preprocessor):
-    def run(self, lines):
-        expanded: list[str] = []
-        for line in lines:
-            expanded += annotated() if line.strip() == "[NOTES]" else [line]
-        return expanded
 
 
 def annotated() -> list[str]:
@@ -55,6 +45,16 @@ def annotated() -> list[str]:
         )
         made.append(f"    - {listed}: {group['because']}.")
     return [*made, ""]
+
+
+def listed() -> list[str]:
+    """The phrases with their verdicts, in plain Markdown."""
+    known, verdicts = claims(), judged()
+    return [
+        f"- {name}: “{quotation(claim)}” "
+        + (verdicts[name]["verdict"] if name in verdicts else "not judged yet")
+        for name, claim in known.items()
+    ]
 
 
 def _line(line: str, start: int, verdicts: dict) -> list[str]:
@@ -119,6 +119,3 @@ def _plain(text: str) -> str:
     """Safe in HTML, and without meaning in Markdown."""
     text = html.escape(text, quote=False)
     return "".join(f"&#{ord(c)};" if c in "*_[]()!`~^$\\{}" else c for c in text)
-
-
-makeExtension = extension("preprocessors", Annotated, "annotated", 28)

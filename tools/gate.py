@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bs4 import BeautifulSoup
 
-from tools import anatomy, ledger, published, sources
+from tools import anatomy, generated, ledger, published, results, sources
 from tools.blocks import digest, is_python
 
 # Pygments calls them Python; they are what somebody once saw.
@@ -26,7 +26,7 @@ LEFTOVERS = {
     "~~~": "a fence that is not one",
     "\n/// ": "a block that is not one",
     "Traceback (most recent call last)": "a traceback",
-    "[NOTES]": "the notes, not expanded",
+    **dict.fromkeys(generated.MARKS, "a mark, not expanded"),
 }
 
 
@@ -39,6 +39,12 @@ def check(site: Path, root: Path = sources.ROOT) -> list[str]:
         for run in known.values()
         for block in run["blocks"]
         if block["figure"]
+    }
+    tables = {
+        block["shown"]
+        for name, run in known.items()
+        for block in run["blocks"]
+        if sources.is_lab(name)
     }
     faults, said = [], {}
     for source in sources.pages(root):
@@ -54,7 +60,7 @@ def check(site: Path, root: Path = sources.ROOT) -> list[str]:
         run = known.get(name, {"blocks": [], "source": ledger.source_digest(source)})
         blocks = run["blocks"]
         concept = sources.has_notebook(source)
-        found = _census(html, blocks, figures)
+        found = _census(html, blocks, figures, tables)
         if run["source"] != ledger.source_digest(source):
             found.append("edited after its blocks ran: make test")
         if concept:
@@ -66,7 +72,9 @@ def check(site: Path, root: Path = sources.ROOT) -> list[str]:
     return [*faults, *published.check(site, root, said)]
 
 
-def _census(html: BeautifulSoup, blocks: list[dict], figures: dict) -> list[str]:
+def _census(
+    html: BeautifulSoup, blocks: list[dict], figures: dict, tables: set
+) -> list[str]:
     """Blocks, outputs and figures: each was run, and each that was run is shown."""
     faults = []
     # Where the same code stands twice, the run that failed counts.
@@ -88,6 +96,9 @@ def _census(html: BeautifulSoup, blocks: list[dict], figures: dict) -> list[str]
             faults.append(f"a block of {language}, which nothing runs: {first}")
         elif digest(text) not in outputs:
             faults.append(f"an output that was not compared: {first}")
+    for box in html.select("div.results"):
+        if digest(results.read(box)) not in tables:
+            faults.append("a table of results that no lab printed")
     drawn: set[str] = set()
     for figure in html.select("figure[data-code]"):
         code = figure["data-code"]

@@ -11,7 +11,11 @@ Without, what is kept is shown, and nobody waits.
 import ast
 import json
 import os
+import platform
 import re
+import textwrap
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import jupytext
@@ -20,7 +24,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.pages import Page
 from mkdocs_jupyter.config import settings  # undocumented: where templates are
 
-from tools import figures, ledger, sources, weights
+from tools import figures, ledger, results, sources, weights
 from tools.blocks import digest
 
 KERNEL = """
@@ -63,6 +67,9 @@ def on_page_content(html, page, config, files):
     if config.plugins["mkdocs-jupyter"].config["execute"]:
         for cell in cells:
             _check(cell, path)
+        found = [cell for cell in cells if cell.metadata.get("results")]
+        if [results.columns(printed(cell)) for cell in found] != [results.COLUMNS]:
+            raise PluginError(f"{path.name}: no table of results, or not its columns")
         _compare(cells, path, config)
         _remember(cells, path, config)
     else:
@@ -88,6 +95,25 @@ def kept(lab: Path) -> list:
         for cell, known in zip(new, old, strict=False):
             cell.outputs = known.outputs
     return cells
+
+
+def ran(lab: Path) -> dict:
+    """How long the run took that the repository keeps, and where it was."""
+    stored = sources.notebook(lab)
+    known = nbformat.read(stored, as_version=4).metadata if stored.exists() else {}
+    return known.get("ran", {})
+
+
+def _run(cells: list) -> dict:
+    """How long these cells took, and where."""
+    times = [
+        datetime.fromisoformat(time)
+        for cell in cells
+        for time in cell.metadata.get("execution", {}).values()
+    ]
+    cores = f"one of {os.cpu_count()} cores ({platform.machine()})"
+    seconds = round((max(times) - min(times)).total_seconds())
+    return {"seconds": seconds, "machine": cores, "torch": version("torch")}
 
 
 def _cells(notebook) -> list:
@@ -151,6 +177,8 @@ def _compare(cells: list, lab: Path, config) -> None:
                 path.write_text(svg)
     made, stored = notebooks.Cells(lab, config, cells), sources.notebook(lab)
     if write:
+        if not stored.exists() or stored.read_text("utf-8") != made.notebook():
+            made.ran = _run(cells)
         notebooks.store(made)
     elif not stored.exists() or stored.read_text("utf-8") != made.notebook():
         raise PluginError(f"{stored} is not what the lab gives now: make outputs")
@@ -163,7 +191,7 @@ def _remember(cells: list, lab: Path, config) -> None:
             "digest": digest(cell.source),
             "line": cell.source.split("\n")[0],
             "figure": False,
-            "shown": digest(printed(cell)) if printed(cell) else None,
+            "shown": digest(_shown(cell)) if printed(cell) else None,
             "outcome": "passed",
         }
         for cell in cells
@@ -177,13 +205,22 @@ def _remember(cells: list, lab: Path, config) -> None:
     ledger.write(root, {name: run}, {})
 
 
+def _shown(cell) -> str:
+    """What the page shows of what a cell printed: of a table, its words."""
+    text = printed(cell)
+    return results.words(text) if cell.metadata.get("results") else text
+
+
 def _markdown(cell, lab: Path) -> str:
     """A cell as the site's Markdown: code, what it printed, what it drew."""
     if cell.cell_type != "code":
         return cell.source
     parts = [f"```python\n{cell.source}\n```"]
-    if text := printed(cell):
-        parts.append(f"```text\n{text.rstrip()}\n```")
+    if cell.metadata.get("results"):
+        code = textwrap.indent(parts[0], "    ")
+        parts = [results.table(printed(cell)), f'??? note "The code"\n\n{code}']
+    elif text := printed(cell).rstrip():
+        parts.append(f"```text\n{text}\n```")
     text = "\n\n".join(parts)
     if path := figure(cell, lab):
         options = {key: cell.metadata.get(key) for key in ("alt", "caption")}

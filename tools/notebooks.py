@@ -15,7 +15,7 @@ from urllib.parse import urljoin
 
 import nbformat
 
-from tools import claims, labs, sources
+from tools import claims, generated, labs, sources
 from tools.blocks import FIGURES, Scanner, is_python
 
 SEPARATOR = "\n---\n\n"
@@ -34,7 +34,9 @@ class Cells:
         self.meta = sources.head(page)
         self.url = urljoin(config.site_url, sources.address(self.name))
         self.pieces: list[tuple[str, str]] = []
+        self.ran: dict = {}  # a lab's last run
         if sources.is_lab(page):
+            self.ran = labs.ran(page)
             for cell in cells or labs.kept(page):
                 self.cell(cell)
             return
@@ -64,7 +66,7 @@ class Cells:
         text = re.sub(r"^ +", "", _CLAIM.sub(self.claim, text), flags=re.M)
         text = _FOLD.sub(r"**\1**", text)
         text = _LINK.sub(self.link, text)
-        text = text.replace("[NOTES]", _list_of_claims() if "[NOTES]" in text else "")
+        text = generated.plain(text)
         text = re.sub(r"\n{3,}", "\n\n", text).strip()
         if text:
             self.pieces.append(("text", text))
@@ -129,6 +131,7 @@ class Cells:
                     "name": "python3",
                 },
                 "language_info": {"name": "python"},
+                **({"ran": self.ran} if self.ran else {}),
             }
         )
         about = f"From [{self.config.site_name}]({self.url}). {self.config.copyright}."
@@ -145,15 +148,6 @@ class Cells:
         for n, cell in enumerate(made.cells):
             cell.id = f"cell-{n}"  # the same every time
         return json.dumps(made, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-
-
-def _list_of_claims() -> str:
-    known, verdicts = claims.claims(), claims.judged()
-    return "\n".join(
-        f"- {name}: “{claims.quotation(claim)}” "
-        + (verdicts[name]["verdict"] if name in verdicts else "not judged yet")
-        for name, claim in known.items()
-    )
 
 
 def colab(config, name: str) -> str:

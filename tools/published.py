@@ -37,7 +37,7 @@ def check(site: Path, root: Path, said: dict[str, str]) -> list[str]:
     faults = []
     for path in sorted(path for path in site.rglob("*.*") if path.is_file()):
         name = path.relative_to(site).as_posix()
-        if name.startswith(("assets/figures/", "snippets/")):
+        if name.startswith(("assets/figures/", "snippets/")) and name not in known:
             source = root / ("docs" if name.startswith("assets") else "") / name
             known[name] = source.read_text(encoding="utf-8")
         elif path.suffix == ".pt":  # weights are named after their digest

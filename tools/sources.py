@@ -1,8 +1,10 @@
 """Which pages there are, what each is called, and what stands at its head."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
+from mkdocs.config import load_config
 from mkdocs.utils.meta import get_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -12,6 +14,14 @@ def pages(root: Path = ROOT) -> list[Path]:
     """Every page of the site: Markdown, and labs, which are notebooks in Python."""
     docs = root / "docs"
     return sorted([*docs.rglob("*.md"), *docs.glob("labs/*.py")])
+
+
+def in_order() -> Iterator[tuple[str, str]]:
+    """The pages as the navigation has them: section, and path in docs/."""
+    for entry in load_config("mkdocs.yml").nav:
+        for title, under in ({"": entry} if isinstance(entry, str) else entry).items():
+            for page in [under] if isinstance(under, str) else under:
+                yield title, page
 
 
 def name(page: Path) -> str:

@@ -18,6 +18,7 @@ from .conftest import PAGES, ROOT
 LAB = """\
 # ---
 # title: A lab
+# description: It doubles.
 # ---
 
 # %% [markdown]
@@ -38,6 +39,11 @@ for x in tqdm([1, 2]):
 _, axes = plt.subplots(figsize=(2, 1))
 axes.plot([0, double(1)])
 axes.set_title("climbs")
+
+# %% results="yes"
+print("| What | Paper | There | Here | Seeds |")
+print("| --- | --- | --- | --- | --- |")
+print(f"| doubling | Somebody 2000 | twice | {double(1)} times | 5 |")
 """
 PLUGIN = f"""
 hooks: [{ROOT}/tools/labs.py]
@@ -106,6 +112,10 @@ def test_a_lab_is_run_kept_compared_and_shown(house, build, refuses, monkeypatch
     faults = "\n".join(gate.check(house.site, house.root))
     assert "an output that was not compared: 2" in faults
 
+    page.write_text(shown.replace("2 times", "3 times"), encoding="utf-8")
+    faults = "\n".join(gate.check(house.site, house.root))
+    assert "a table of results that no lab printed" in faults
+
     # Nothing changed: what ran is still good, here and without running it.
     ran = ledger.read(house.root)["pages"]["docs/labs/lab.py"]
     assert build() == "" and build(execute=False) == ""
@@ -141,8 +151,10 @@ def test_a_lab_is_run_kept_compared_and_shown(house, build, refuses, monkeypatch
     [
         ('"climbs"', 'r"$\\frac{$"', "plt.subplots(figsize=(2, 1))' failed"),
         ("[1, 2]", "[1, 1 / 0]", "division by zero"),
+        (' results="yes"', "", "no table of results"),
+        ("| There ", "| Where ", "no table of results, or not its columns"),
     ],
-    ids=["when its figure is drawn", "when it runs"],
+    ids=["when its figure is drawn", "when it runs", "without results", "columns"],
 )
 def test_a_cell_that_fails_is_red(house, refuses, old, new, fault):
     assert LAB.count(old) == 1
@@ -178,6 +190,18 @@ def test_what_the_plugin_lets_pass_is_red(about, fault, tmp_path):
     labs._check(cell(), tmp_path / "lab.py")
     with pytest.raises(PluginError, match=fault):
         labs._check(cell(**about), tmp_path / "lab.py")
+
+
+def test_the_results_page_has_the_tables_of_all_labs(house, build):
+    nav = "nav: [index.md, {Labs: [results.md, labs/lab.py]}]\n"
+    config = (house.root / "mkdocs.yml").read_text(encoding="utf-8")
+    house.write("mkdocs.yml", nav + config)
+    house.write("docs/results.md", "# Results\n\n[RESULTS]\n")
+    build(write=True)
+    assert build() == ""
+    shown = (house.site / "results/index.html").read_text(encoding="utf-8")
+    assert '<a href="../labs/lab/">A lab</a>' in shown
+    assert "<td>2 times</td>" in shown and "seconds on one of" in shown
 
 
 every_lab = pytest.mark.parametrize("page", [p for p in PAGES if sources.is_lab(p)])

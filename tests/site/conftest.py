@@ -19,13 +19,15 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from mkdocs.config import load_config
 
+from tools import sources
+
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ["", "attention/dot-product/"]
-LIVE = sorted(
-    f"{path.relative_to(ROOT / 'docs').with_suffix('').as_posix()}/"
-    for path in (ROOT / "docs").rglob("*.md")
+LIVE = [
+    sources.address(sources.name(path))
+    for path in sources.pages()
     if "```live name=" in path.read_text(encoding="utf-8")
-)
+]
 LIVE_SAMPLE = ["attention/dot-product/", "attention/residual/"]
 
 
@@ -49,7 +51,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("page_path", pages, ids=lambda path: path or "home")
     if "figure_path" in metafunc.fixturenames:
         pages = LIVE if every_page(metafunc.config) else LIVE_SAMPLE
-        metafunc.parametrize("figure_path", pages)
+        metafunc.parametrize("figure_path", pages, ids=lambda path: path or "home")
 
 
 @pytest.fixture(scope="session")
