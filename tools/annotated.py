@@ -31,8 +31,8 @@ def annotated() -> list[str]:
     verdicts, known = judged(), claims()
     words = [found["verdict"] for found in verdicts.values()]
     count = f"**{len(known)} phrases: {tally(words)}; {words.count(ANSWERED)} answered "
-    count += f"without a verdict; {len(known) - len(words)} open**, because the page "
-    count += "that judges them is not written yet."
+    missing = len(known) - len(words)
+    count += f"without a verdict; {missing} open.**"
     text = NOTES.read_text(encoding="utf-8")
     made, start = [count, ""], 0
     for line in text.split("\n"):
