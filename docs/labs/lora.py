@@ -326,7 +326,7 @@ assert abs(kept[30, 8, "slow"] - equal[30].mean()) < 0.06  # near: no difference
 assert kept[90, 8, "slow"] > kept[90, 8] + 0.25  # the rate alone
 
 # %% [markdown]
-# With the smallest rate rank 8 learns less and forgets less. Against full fine-tuning that is stopped where it has learned as much, it keeps more on the far task, and the same on the near one. With the rates that learn best it forgets as much, or more.
+# With the smallest rate rank 8 learns less. On the far task it also forgets less, even against full fine-tuning that is stopped where it has learned as much; on the near task there is no difference. With the rates that learn best it forgets as much, or more.
 #
 # ## Set against the papers
 
