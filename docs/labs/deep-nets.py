@@ -137,7 +137,7 @@ axes.legend(loc="lower right")
 #
 # ## Forty layers, trained
 #
-# Gradient descent with momentum 0.9 takes 200 steps on 64 digits each, with four learning rates, a factor of ten apart. The rate that gets the most validation digits right counts.
+# Gradient descent with momentum 0.9 takes 150 steps on 64 digits each, with four learning rates, a factor of ten apart. The rate that gets the most validation digits right counts.
 
 # %%
 rates = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -166,7 +166,7 @@ def accuracies(net, digits, **options):
     return (logits.argmax(dim=-1) == classes[digits]).double().mean(dim=-1)
 
 
-def measure(depth, weights, rates=rates, steps=200, **options):
+def measure(depth, weights, rates=rates, steps=150, **options):
     """Best rate, and of its five networks training loss and test accuracy."""
     net = train(depth, weights, rates, steps, **options)
     best = accuracies(net, validation, **options).mean(dim=1).argmax()
@@ -189,20 +189,20 @@ for name, (rate, loss, right) in found.items():
 chance = math.log(10)
 for name in ("nn.Linear", "Glorot"):
     assert (found[name][1] - chance).abs().max() < 0.05
-assert found["residual"][2].mean() > 0.6
+assert found["residual"][2].mean() > 0.5
 assert found["all three"][2].mean() > 0.85
 for name in ("He", "normalization", "He, normalization"):
-    assert 0.12 < found[name][2].mean() < 0.4
+    assert found[name][1].mean() < chance - 0.02 and found[name][2].mean() < 0.4
 
 # %% [markdown]
 # Of the single changes, only the residual connections make forty layers useful in this time. Where the gradient arrives by He's weights or by normalization, learning has begun, slowly. The normalized network's best rate is the smallest tried; with He's weights it is not, and the result is no better.
 #
 # ## Fewer layers, more steps
 #
-# Is it the depth? The network with He's weights and normalization has a level gradient at any depth. It is trained with fewer layers, with and without the residual connections. Is it the time? Without them it is trained once more, three times as long.
+# Is it the depth? The network with He's weights and normalization has a level gradient at any depth. It is trained with ten layers, with and without the residual connections. Is it the time? Without them it is trained once more, three times as long.
 
 # %%
-depths, long = (10, 20, 40), 600
+depths, long = (10, 40), 450
 plain, skips, longer = {}, {}, {}
 for depth in tqdm(depths):
     for runs, name in ((plain, "He, normalization"), (skips, "all three")):
@@ -210,32 +210,24 @@ for depth in tqdm(depths):
         runs[depth] = found[name] if depth == 40 else measure(depth, weights, **options)
     rate = plain[depth][0]
     longer[depth] = measure(depth, "He", rates=(rate,), steps=long, norm=True)
-curves = {"plain": plain, "plain, 600 steps": longer, "residual": skips}
-print(f"{'training loss':20} 10 layers     20 layers     40 layers")
+curves = {"plain": plain, "residual": skips}
+print("training loss  10 layers     40 layers")
 for name, runs in curves.items():
-    cells = (f"{loss.mean():.3f} ± {loss.std():.3f}" for _, loss, _ in runs.values())
-    print(f"{name:18}", *cells)
+    cells = (f"{loss.mean():.2f} ± {loss.std():.2f}" for _, loss, _ in runs.values())
+    print(f"{name:14}", "   ".join(cells))
+learned = {depth: int((loss < 0.3).sum()) for depth, (_, loss, _) in longer.items()}
+for depth, count in learned.items():
+    print(f"{depth} plain layers, {long} steps: loss below 0.3 in {count} of 5")
 
-assert plain[10][1].max() < plain[20][1].min() < plain[40][1].mean()
-assert longer[10][1].max() < 0.1 and longer[20][1].min() > 0.2
-assert longer[20][1].max() < 0.8 < longer[40][1].min()
-for depth in (20, 40):
-    assert skips[depth][1].max() < longer[depth][1].min() / 2
-assert skips[40][1].max() < longer[20][1].min()
-
-# %% name="depth" alt="Training loss over the number of layers, on a logarithmic scale, for 10, 20 and 40 layers. Without residual connections it rises steeply with depth, after 200 steps and after 600 steps alike. With residual connections it stays low, and at 20 and 40 layers lies below both." caption="Training loss, mean and standard deviation over five seeds. Deeper plain networks train worse, even with 600 steps instead of 200."
-_, axes = plt.subplots(figsize=(560 / 72, 280 / 72))
-for (name, runs), marker, dash in zip(
-    curves.items(), "os^", ("-", "--", "-"), strict=True
-):
-    means = [loss.mean() for _, loss, _ in runs.values()]
-    spread = [loss.std() for _, loss, _ in runs.values()]
-    axes.errorbar(depths, means, yerr=spread, ls=dash, marker=marker, label=name)
-axes.set(xlabel="layers", ylabel="training loss", yscale="log", xticks=depths)
-axes.legend(loc="lower right")
+assert plain[10][1].max() < 0.6 and plain[40][1].min() > 1.5
+assert learned == {10: 5, 40: 0}
+for depth in depths:
+    assert skips[depth][1].mean() < plain[depth][1].mean() / 2
+assert skips[40][1].max() < plain[10][1].min()
+assert skips[40][2].mean() < skips[10][2].mean() + 0.01  # no gain in accuracy
 
 # %% [markdown]
-# Ten plain layers learn the training digits. Forty don't, though the gradient arrives, and though the time is three times as long. That is slow learning, no proof of a limit. With residual connections, forty layers learn more in 200 steps than twenty plain ones in 600.
+# With residual connections, forty layers learn more in 150 steps than ten layers learn without. Those ten learn the training digits in 450 steps, all five networks. Of the plain networks of forty layers none does, though the gradient arrives. That is slow learning, no proof of a limit. What happens in 450 steps is only counted: so long a training depends on how a processor rounds.
 #
 # ## Set against the papers
 
@@ -247,20 +239,19 @@ def span(values, digits=2):
 
 rows = [
     (
-        "plain networks with normalization, training loss with 10, 20, 40 layers",
+        "plain networks with normalization, training loss with 10 and with 40 layers",
         "He et al. 2015 (Deep Residual Learning), fig. 1 and §4.1",
         "CIFAR-10: 56 layers have a higher training error than 20; "
         "on ImageNet 3 times the steps did not change that",
         "; ".join(span(loss) for _, loss, _ in plain.values())
-        + f"; in {long} steps "
-        + "; ".join(span(loss) for _, loss, _ in longer.values()),
+        + f"; in {long} steps {learned[10]} and {learned[40]} of 5 are below 0.3",
     ),
     (
         "the same with residual connections, test error",
         "He et al. 2015 (Deep Residual Learning), table 6",
         "CIFAR-10: 8.75 % with 20 layers, 6.97 % with 56, 6.43 % with 110",
         "; ".join(f"{span(100 - 100 * right, 1)} %" for _, _, right in skips.values())
-        + " with 10, 20, 40 layers",
+        + " with 10 and 40 layers",
     ),
     (
         "deep ReLU networks from Glorot's and from He's weights, training loss",
@@ -284,7 +275,7 @@ for cells in rows:
     print("| " + " | ".join(cells) + " | 5 |")
 
 # %% [markdown]
-# Deeper plain networks train worse, and more steps don't make up for it: that agrees. What residual connections add in accuracy with depth does not: here more layers cost some, in 200 steps on 600 digits. From Glorot's weights the learning stalls; from He's it has only begun.
+# Deeper plain networks train worse, and more steps don't make up for it: that agrees. That depth wins accuracy once there are residual connections does not reproduce: on 600 digits, in 150 steps, forty layers are no better than ten. From Glorot's weights the learning stalls; from He's it has only begun.
 #
 # The papers normalize over the batch and train convolutions; this lab normalizes over the features and has none.
 #

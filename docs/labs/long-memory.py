@@ -163,7 +163,7 @@ axes.legend(loc="lower left")
 #
 # ## Trained
 #
-# Adam takes up to 400 steps on 16 new sequences each, gradients [clipped](../foundations/gradient-clipping.md) at length 1. Training ends when all five networks get 99 % of 128 validation sequences right. The learning rate is chosen at lag 10: of two, the one with more of the validation right after 200 steps, of equals the smaller. What gets less than nine of ten right at lag 30 isn't tried at 100.
+# Adam takes up to 300 steps, at lag 10 up to 200, on 16 new sequences each, gradients [clipped](../foundations/gradient-clipping.md) at length 1. Training ends when all five networks get 99 % of 128 validation sequences right. The learning rate is chosen at lag 10: of two, the one with more of the validation right there, of equals the smaller. What gets less than nine of ten right at lag 30 isn't tried at 100.
 
 
 # %%
@@ -214,7 +214,7 @@ for kind in tqdm(kinds):
     rates[kind], share[kind, 10] = (1e-3, 3e-3)[best], right[best]
     for lag in (30, 100):
         if lag == 30 or share[kind, 30].mean() > 0.9:
-            _, right, steps[kind, lag] = train(kind, lag, (rates[kind],), limit=400)
+            _, right, steps[kind, lag] = train(kind, lag, (rates[kind],), limit=300)
             share[kind, lag] = right[0]
 
 
@@ -236,7 +236,7 @@ assert mean["RNN, ReLU", 10] < 0.6 and mean["RNN, ReLU", 30] < 0.45
 assert mean["IRNN", 30] > 0.95 and mean["IRNN", 100] > 0.85
 assert mean["LSTM", 10] < 0.97 < mean["LSTM, bias 1", 10]
 assert mean["LSTM", 30] < 0.45 and mean["LSTM, bias 1", 30] < 0.9
-assert mean["LSTM, bias 5", 30] > 0.95 and mean["LSTM, bias 5", 100] > 0.7
+assert mean["LSTM, bias 5", 30] > 0.95 and mean["LSTM, bias 5", 100] > 0.6
 for lag in (10, 30, 100):
     assert mean["attention", lag] > 0.99
 for (kind, lag), recalled in mean.items():
@@ -256,12 +256,12 @@ for n, (kind, look) in enumerate(looks.items()):
 axes.axhline(0.25, ls=":", color=plt.rcParams["axes.edgecolor"])
 axes.set(xlabel="lag", ylabel="recalled", xscale="log", ylim=(0, 1.1))
 axes.set_xticks((10, 30, 100), (10, 30, 100))
-axes.legend(loc="lower right")
+axes.legend(loc="center right")
 
 # %% [markdown]
 # Where less than a hundred-thousandth of the gradient arrived before training, nothing is learned. Where about a hundredth arrived, other things decide: the plain network learns at lag 10, attention at lag 100, and with the identity alone the network stays at chance at lag 100.
 #
-# These are 400 steps, not limits. What fails in them may need more.
+# These are 300 steps, not limits. What fails in them may need more.
 #
 # ## Set against the papers
 
