@@ -22,12 +22,13 @@ def collected() -> list[str]:
         if not sources.is_lab(source) or not sources.notebook(source).exists():
             continue
         head = sources.head(source)
+        title = head["title"].removeprefix("Lab: ")
         stored = nbformat.read(sources.notebook(source), as_version=4)
         outputs = [o.text for c in stored.cells for o in c.get("outputs", [])]
         for printed in (text for text in outputs if columns(text) == COLUMNS):
             ran = stored.metadata["ran"]
             lines += [
-                f"## [{head['title'].removeprefix('Lab: ').capitalize()}]({lab})",
+                f"## [{title[0].upper() + title[1:]}]({lab})",
                 "",
                 head["description"],
                 "",
