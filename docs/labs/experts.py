@@ -271,7 +271,7 @@ rows = [
         f"{show(sparse[1]['accuracy'], '.2f')}, then {show(sparse[8]['accuracy'], '.2f')}",
     ),
     (
-        "what the expert tells",
+        "what the choice of an expert tells",
         "Jiang et al. 2024 (Mixtral), §5",
         "no obvious patterns by topic; some by syntax",
         f"{show(told(balanced, 'digit'), '.1f')} bits about the digit, "
