@@ -53,7 +53,11 @@ def on_config(config):
 
 def on_page_markdown(markdown, page, config, files):
     if sources.is_lab(page.file.src_uri):
-        page.meta = sources.head(Path(page.file.abs_src_path))
+        # The search shows the page that explains before the one that measures.
+        page.meta = {
+            **sources.head(Path(page.file.abs_src_path)),
+            "search": {"boost": 0.3},
+        }
     return markdown
 
 
@@ -177,7 +181,7 @@ def _compare(cells: list, lab: Path, config) -> None:
                 path.write_text(svg)
     made, stored = notebooks.Cells(lab, config, cells), sources.notebook(lab)
     if write:
-        if not stored.exists() or stored.read_text("utf-8") != made.notebook():
+        if not made.ran or stored.read_text("utf-8") != made.notebook():
             made.ran = _run(cells)
         notebooks.store(made)
     elif not stored.exists() or stored.read_text("utf-8") != made.notebook():
@@ -223,7 +227,7 @@ def _markdown(cell, lab: Path) -> str:
         parts.append(f"```text\n{text}\n```")
     text = "\n\n".join(parts)
     if path := figure(cell, lab):
-        options = {key: cell.metadata.get(key) for key in ("alt", "caption")}
+        options = {key: cell.metadata.get(key) for key in ("alt", "caption", "lead")}
         text += "\n\n" + figures.place(path, digest(cell.source), options)
     return text
 

@@ -118,7 +118,7 @@ assert arrives["He, residual"][0].min() > 5
 assert arrives["tanh, nn.Linear"][0].max() < -7
 assert arrives["tanh, Glorot"][0].abs().max() < 2
 
-# %% name="gradients" alt="Length of the gradient behind each of forty layers, on a logarithmic scale, in straight lines from the last layer down to the first. With nn.Linear's weights it falls to the bottom of the chart, with Glorot's less than half as far. With He's weights it stays level. Residual connections let it rise a little; with He's weights on top it rises far." caption="The gradient on its way from the last layer, on the right, to the first, before training. Mean of five networks."
+# %% name="gradients" lead="yes" alt="Length of the gradient behind each of forty layers, on a logarithmic scale, in straight lines from the last layer down to the first. With nn.Linear's weights it falls to the bottom of the chart, with Glorot's less than half as far. With He's weights it stays level. Residual connections let it rise a little; with He's weights on top it rises far." caption="The gradient on its way from the last layer, on the right, to the first, before training. Mean of five networks."
 _, axes = plt.subplots(figsize=(560 / 72, 300 / 72))
 shown = {
     "He, residual": "--",

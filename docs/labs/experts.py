@@ -136,7 +136,7 @@ assert mean(balanced["accuracy"]) > mean(alone["accuracy"]) + 0.03
 easy = mean(runs[1, 0.1]["accuracy"]) - mean(runs[1, 0.0]["accuracy"])
 assert abs(easy) < 0.02 and mean(dead(runs[1, 0.0])) > 4
 
-# %% name="load" alt="The share of the tokens of each of eight experts, the busiest first. Without the balance loss the first has several times an even share and the last five next to nothing. With a factor of 0.01 the curve is flatter, and still falls to nothing. With 0.1 it stays close to an even share." caption="Tokens of each expert, the busiest first, as multiples of an even share (thin line), with eight people. Mean and standard deviation over five seeds."
+# %% name="load" lead="yes" alt="The share of the tokens of each of eight experts, the busiest first. Without the balance loss the first has several times an even share and the last five next to nothing. With a factor of 0.01 the curve is flatter, and still falls to nothing. With 0.1 it stays close to an even share." caption="Tokens of each expert, the busiest first, as multiples of an even share (thin line), with eight people. Mean and standard deviation over five seeds."
 _, axes = plt.subplots(figsize=(560 / 72, 270 / 72))
 for n, alpha in enumerate((0.0, 0.01, 0.1)):
     load = torch.stack(runs[8, alpha]["load"])  # (5, E)

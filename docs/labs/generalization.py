@@ -178,7 +178,7 @@ for name in names:
     taken = steps[name, 0.3]
     print(f"{row(name)}    {taken.min():.0f} to {taken.max():.0f}")
 
-# %% name="accuracy" alt="Test accuracy of eight settings, with clean and with partly wrong labels. Clean, all single methods lie close together, augmentation and early stopping a little lower. With wrong labels nothing and held out lie far to the left, the four methods together far to the right of them. All four together lie left of each alone, with wrong labels at the far left." caption="Test accuracy, mean and standard deviation over five seeds. Wrong labels leave much to gain, clean ones little."
+# %% name="accuracy" lead="yes" alt="Test accuracy of eight settings, with clean and with partly wrong labels. Clean, all single methods lie close together, augmentation and early stopping a little lower. With wrong labels nothing and held out lie far to the left, the four methods together far to the right of them. All four together lie left of each alone, with wrong labels at the far left." caption="Test accuracy, mean and standard deviation over five seeds. Wrong labels leave much to gain, clean ones little."
 _, axes = plt.subplots(figsize=(560 / 72, 320 / 72))
 for n, (wrong_share, label) in enumerate({0.0: "clean", 0.3: "30 % wrong"}.items()):
     means = [accuracy[name, wrong_share].mean() for name in names]

@@ -327,7 +327,7 @@ for (way, n), added in unseen.items():
         f"{learned[way, n]:11.2f}"
     )
 
-# %% name="perplexity" alt="Two charts of perplexity over the bytes of the cache, on unseen text and on text known by heart, with seven curves each. From right to left, on unseen text entries rise first and steepest, then directions of each head, directions of all heads, and bits. On text known by heart directions of each head rise before entries. In both, tokens stay at the level of the whole cache longest, the latest longer than heavy hitters." caption="Perplexity against the bytes of the cache of one text, above on unseen text (mean of five decoders, with the deviation of what is added), below on text known by heart. The thin line is the whole cache in float32."
+# %% name="perplexity" lead="yes" alt="Two charts of perplexity over the bytes of the cache, on unseen text and on text known by heart, with seven curves each. From right to left, on unseen text entries rise first and steepest, then directions of each head, directions of all heads, and bits. On text known by heart directions of each head rise before entries. In both, tokens stay at the level of the whole cache longest, the latest longer than heavy hitters." caption="Perplexity against the bytes of the cache of one text, above on unseen text (mean of five decoders, with the deviation of what is added), below on text known by heart. The thin line is the whole cache in float32."
 figure, charts = plt.subplots(2, figsize=(560 / 72, 660 / 72))
 for axes, layers, whole in zip(charts, (2, 3), (exact.mean(), by_heart), strict=True):
     for n, (way, settings) in enumerate(grid.items()):

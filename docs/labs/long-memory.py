@@ -246,7 +246,7 @@ for (kind, lag), recalled in mean.items():
 for kind, lag in (("RNN", 10), ("RNN, identity", 100), ("attention", 100)):
     assert -2.8 < arriving[kind][lags.index(lag)].mean() < -1.2
 
-# %% name="recall" alt="Share of symbols recalled over lags 10, 30 and 100. The RNN, the LSTM and the LSTM with bias 1 fall from lag 10 to lag 30, the first two to chance. The IRNN, the LSTM with bias 5 and attention stay at the top, up to lag 100." caption="Recall, median of five networks. The dotted line is chance."
+# %% name="recall" lead="yes" alt="Share of symbols recalled over lags 10, 30 and 100. The RNN, the LSTM and the LSTM with bias 1 fall from lag 10 to lag 30, the first two to chance. The IRNN, the LSTM with bias 5 and attention stay at the top, up to lag 100." caption="Recall, median of five networks. The dotted line is chance."
 _, axes = plt.subplots(figsize=(560 / 72, 280 / 72))
 for n, (kind, look) in enumerate(looks.items()):
     tried = [lag for lag in (10, 30, 100) if (kind, lag) in share]

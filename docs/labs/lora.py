@@ -232,7 +232,7 @@ for degrees in (30, 90):
     for r in ranks:
         cuts[degrees, r] = cut(degrees, r)
 
-# %% name="rank" alt="Two charts of accuracy over rank, at 30 and at 90 degrees. At 30 degrees LoRA reaches the dashed line of full fine-tuning from rank 4 on, at 90 degrees it climbs slower and is still below it at rank 16. The change that is cut to the same rank lies far below LoRA up to rank 4 and on the line of full fine-tuning from rank 16 on. The last layer alone is lower than rank 4." caption="Accuracy on the new task over the rank; mean and standard deviation over five seeds. Left the near task, right the far one."
+# %% name="rank" lead="yes" alt="Two charts of accuracy over rank, at 30 and at 90 degrees. At 30 degrees LoRA reaches the dashed line of full fine-tuning from rank 4 on, at 90 degrees it climbs slower and is still below it at rank 16. The change that is cut to the same rank lies far below LoRA up to rank 4 and on the line of full fine-tuning from rank 16 on. The last layer alone is lower than rank 4." caption="Accuracy on the new task over the rank; mean and standard deviation over five seeds. Left the near task, right the far one."
 _, charts = plt.subplots(1, 2, figsize=(560 / 72, 270 / 72), sharey=True)
 for axes, degrees in zip(charts, (30, 90), strict=True):
     for n, (label, line) in enumerate({"LoRA": new, "full, cut": cuts}.items()):

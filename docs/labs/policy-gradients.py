@@ -266,7 +266,7 @@ for name in methods:
         f"{both(final[name]):>16} {final[name].min():15.0f}"
     )
 
-# %% name="curves" alt="Learning curves in two panels. Left, one step a batch: with the baseline, alone or with the time limit, the return climbs steeply to the threshold and stays near it. REINFORCE climbs later, falls back with a wide spread and is at the top in the end. GAE falls back near the end. Right, beside GAE, ten steps a batch: with and without the clip the return climbs alike to the top and stays there." caption="Return while learning, mean and standard deviation over five seeds. Each method has the learning rate chosen for it. GAE stands in both panels. The gray line is the threshold."
+# %% name="curves" lead="yes" alt="Learning curves in two panels. Left, one step a batch: with the baseline, alone or with the time limit, the return climbs steeply to the threshold and stays near it. REINFORCE climbs later, falls back with a wide spread and is at the top in the end. GAE falls back near the end. Right, beside GAE, ten steps a batch: with and without the clip the return climbs alike to the top and stays there." caption="Return while learning, mean and standard deviation over five seeds. Each method has the learning rate chosen for it. GAE stands in both panels. The gray line is the threshold."
 at = (torch.arange(parts) + 0.5) * steps / parts / 1000
 _, axes = plt.subplots(1, 2, figsize=(560 / 72, 300 / 72), sharey=True)
 names, styles = list(methods), ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), "-"]

@@ -187,7 +187,7 @@ for name in methods:
 assert worst["GRPO"].mean() < 0.03 and worst["DPO, few pairs"].mean() > 0.1
 assert max(worst[f"DPO, {kind} pairs"].mean() for kind in ("many", "own")) < 0.06
 
-# %% name="frontier" alt="How often right against the KL to the reference. Most points of GRPO, of DPO with its own pairs and of DPO with many pairs lie close below the curve of the best policies. Those of DPO with few pairs fall away from it, and reach further to the right." caption="How often a sampled answer is right, and how far the policy is from the reference. Each method with five β, after 10, 40 and 150 steps; means of five seeds, bars of one standard deviation. The line is the best policy of each KL."
+# %% name="frontier" lead="yes" alt="How often right against the KL to the reference. Most points of GRPO, of DPO with its own pairs and of DPO with many pairs lie close below the curve of the best policies. Those of DPO with few pairs fall away from it, and reach further to the right." caption="How often a sampled answer is right, and how far the policy is from the reference. Each method with five β, after 10, 40 and 150 steps; means of five seeds, bars of one standard deviation. The line is the best policy of each KL."
 _, axes = plt.subplots(figsize=(560 / 72, 340 / 72))
 axes.plot(best_kl.mean(dim=1), best_right.mean(dim=1), label="best", zorder=0)
 for name, marker in zip(methods, "osD^", strict=True):

@@ -226,7 +226,7 @@ assert vote[256].mean() > same[256].mean() + 0.08
 assert abs(same[256].mean() - greedy.mean()) < 0.03
 assert one[256].mean() > vote[256].mean() + 0.03
 
-# %% name="votes" alt="Accuracy over the number of samples, from 1 to 256. One of N climbs to the top along the solid line of its law; the dotted line of the mean p lies above it at 4. The vote over random orders climbs more slowly and ends below it. The vote with the order as written stays level, at the dashed line of greedy." caption="Accuracy over the number of samples; mean and standard deviation of five networks. Only the order of adding differs between the two votes."
+# %% name="votes" lead="yes" alt="Accuracy over the number of samples, from 1 to 256. One of N climbs to the top along the solid line of its law; the dotted line of the mean p lies above it at 4. The vote over random orders climbs more slowly and ends below it. The vote with the order as written stays level, at the dashed line of greedy." caption="Accuracy over the number of samples; mean and standard deviation of five networks. Only the order of adding differs between the two votes."
 _, axes = plt.subplots(figsize=(560 / 72, 320 / 72))
 lines = {"one of N": one, "vote, random orders": vote, "vote, as written": same}
 for n, (label, line) in enumerate(lines.items()):

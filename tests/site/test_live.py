@@ -305,7 +305,7 @@ def test_figures_are_quick(visit, figure_path):
     each = """(() => {
         const figure = document.querySelector("live-figure"), { spec, graph } = figure
         const state = spec.train ? figure.initial() : {}
-        const times = Array.from({ length: 51 }, () => {
+        const times = Array.from({ length: 151 }, () => {
             const start = performance.now()
             if (spec.train) graph.run({ ...figure.read(), ...state })
             else figure.update()
