@@ -22,7 +22,8 @@ def height(page) -> float:
 
 def test_the_picture_is_on_the_first_screen_and_the_page_has_an_end(visit, page_path):
     page = visit(page_path, width=1280, height=SCREEN).page
-    if page.locator("figure[data-lead]").count():
+    experiment = page_path.startswith("labs/")  # as tall as what it measures
+    if page.locator("figure[data-lead]").count() and not experiment:
         assert opening(page) <= SCREEN
         assert height(page) <= SCREENS * SCREEN
 
