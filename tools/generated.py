@@ -22,8 +22,8 @@ class Generated(Preprocessor):
     def run(self, lines):
         expanded: list[str] = []
         for line in lines:
-            made = MARKS.get(line.strip(), lambda line=line: [line])
-            expanded += made()
+            mark = line.strip()
+            expanded += MARKS[mark]() if mark in MARKS else [line]
         return expanded
 
 

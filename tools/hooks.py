@@ -42,18 +42,13 @@ def on_pre_build(config):
         listed["words"] = claims.tally([word for word, _ in listed["signs"]])
 
 
-def on_nav(nav, config, files):
-    _order[:] = [page.file.src_uri for page in nav.pages]
-
-
 def on_env(env, config, files):
     """Write every page as a notebook and as Markdown beside it, in the nav's order."""
     _ledger.clear()
     _ledger.update(ledger.read())  # labs have run by now
     pages = {file.src_uri: file.page for file in files.documentation_pages()}
-    notebooks.publish([pages[name] for name in _order], config)
+    notebooks.publish([pages[name] for _, name in sources.in_order()], config)
 
 
-_order: list[str] = []
 _ledger: dict = {}
 _verdicts: dict = {}

@@ -12,7 +12,6 @@ from bs4 import Tag
 from tools import sources
 
 COLUMNS = ["What", "Paper", "There", "Here", "Seeds"]
-RAN = ("seconds", "machine", "torch")  # unknown until a first run is stored
 
 
 def collected() -> list[str]:
@@ -27,7 +26,6 @@ def collected() -> list[str]:
         stored = nbformat.read(sources.notebook(source), as_version=4)
         outputs = [o.text for c in stored.cells for o in c.get("outputs", [])]
         for printed in (text for text in outputs if columns(text) == COLUMNS):
-            ran = stored.metadata.get("ran") or dict.fromkeys(RAN, "?")
             lines += [
                 f"## [{title[0].upper() + title[1:]}]({lab})",
                 "",
@@ -35,9 +33,10 @@ def collected() -> list[str]:
                 "",
                 *table(printed).split("\n"),
                 "",
-                f"{ran['seconds']} seconds on {ran['machine']}, torch {ran['torch']}.",
-                "",
             ]
+            if ran := stored.metadata.get("ran"):
+                took = f"{ran['seconds']} seconds on {ran['machine']}"
+                lines += [f"{took}, torch {ran['torch']}.", ""]
     return lines
 
 

@@ -1,9 +1,6 @@
 """A page builds on pages that a reader has met: they stand before it in the nav."""
 
 import pytest
-from mkdocs.config import load_config
-from mkdocs.structure.files import get_files
-from mkdocs.structure.nav import get_navigation
 
 from tools import sources
 
@@ -21,9 +18,7 @@ def misplaced(order: list[str], requires: dict[str, list[str]]) -> list[str]:
 
 
 def test_a_page_requires_only_pages_before_it():
-    config = load_config(str(ROOT / "mkdocs.yml"))
-    nav = get_navigation(get_files(config), config)
-    order = [page.file.src_uri.rpartition(".")[0] for page in nav.pages]
+    order = [page.rpartition(".")[0] for _, page in sources.in_order()]
     heads = {
         page.relative_to(ROOT / "docs").with_suffix("").as_posix(): sources.head(page)
         for page in sources.pages()

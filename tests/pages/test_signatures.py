@@ -3,6 +3,8 @@
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 
 from tools import signatures
 
@@ -38,6 +40,13 @@ def test_methods_that_torch_does_not_name_stand_under_their_class():
     assert below[:3] == ["    - `nbytes", "    - `update", "    - `crop"]
     assert below[3].startswith("- `CausalSelfAttention")
     assert "    - `forward" not in "\n".join(LISTED)
+    place = next(n for n, line in enumerate(LISTED) if "`EarlyStopping(" in line)
+    assert LISTED[place + 1].startswith("    - `step(")  # its own, not an optimizer's
+
+
+def test_a_build_does_not_wait_for_torch():
+    code = "import sys, tools.hooks, tools.live; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_marks_and_signs_of_a_docstring_mean_nothing_in_markdown():
