@@ -1,13 +1,16 @@
 """Router and sparse layer against transformers, and token by token in plain Python."""
 
 import math
+import multiprocessing
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from snippets.moe.layer import MoELayer, TopKRouter, moe_parameter_counts
@@ -376,6 +379,34 @@ def test_logits_that_bfloat16_could_not_tell_apart_are_told_apart():
     assert torch.equal(*low)
     with torch.autocast("cpu", torch.bfloat16):
         assert router(x)[2].item() == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_autocast_of_another_device_rounds_nothing_either():
+    class NoFloat16(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            assert getattr(made, "dtype", None) != torch.float16
+            return made
+
+    def check():
+        # torch can imagine a tensor on a GPU of Apple's without having one, but no
+        # brackets behind it. Once set, they stay broken: hence a process of its own.
+        torch.Tensor.__getitem__ = lambda x, index: x.narrow(1, 0, index[1].stop)
+        router = TopKRouter(4, 3, 3)
+        autocast = torch.autocast("mps", torch.float16)
+        with FakeTensorMode(), torch.device("mps"), autocast:
+            x = torch.empty(2, 4)
+            assert (x @ x.mT).dtype == torch.float16
+            with NoFloat16():
+                functional_call(router, {"gate.weight": torch.empty(3, 4)}, x)
+
+    # For which tests run a line, mutation tests look at this process alone.
+    TopKRouter(4, 3, 3)(torch.randn(2, 4))
+    process = multiprocessing.get_context("fork").Process(target=check)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_the_router_follows_the_device_of_its_tokens():
